@@ -1,0 +1,24 @@
+"""Steer language models through their sparse autoencoders, touching only the features that change."""
+
+from sparsesteer import ops
+from sparsesteer.activations import Gated, Identity, JumpReLU, ReLU, Slots, TopK
+from sparsesteer.edits import Edit
+from sparsesteer.plans import SteeringPlan
+from sparsesteer.sae import SAE
+from sparsesteer.site import Site
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SAE",
+    "Edit",
+    "Gated",
+    "Identity",
+    "JumpReLU",
+    "ReLU",
+    "Site",
+    "Slots",
+    "SteeringPlan",
+    "TopK",
+    "ops",
+]

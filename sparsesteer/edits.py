@@ -1,0 +1,144 @@
+"""What the user says: which features change, and how."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+
+@dataclass(frozen=True)
+class FeatureEdit:
+    """The new activation of one feature is f + c0 + c1 f + c2 max(f - knot, 0), where its old one is f."""
+
+    feature: int
+    rule: str
+    c0: float = 0.0
+    c1: float = 0.0
+    c2: float = 0.0
+    knot: float = 0.0
+    when_active: bool = False
+
+    def is_constant(self) -> bool:
+        """True if the change does not depend on f: no encoding is needed."""
+        return self.c1 == 0 and self.c2 == 0 and not self.when_active
+
+
+def _coefficients(rule: str, value: float) -> tuple[float, float, float, float]:
+    """(c0, c1, c2, knot) of a rule with one value."""
+    return {
+        "set": (value, -1.0, 0.0, 0.0),
+        "add": (value, 0.0, 0.0, 0.0),
+        "scale": (0.0, value - 1.0, 0.0, 0.0),
+        "cap": (0.0, 0.0, -1.0, value),
+        "floor": (value, -1.0, 1.0, value),
+    }[rule]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Changes to features, simultaneous: every one sees the activations that entered.
+
+        Edit.set({12: 8.0}) | Edit.scale({99: 0.0}) | Edit.add({7: 3.0}, when_active=True)
+
+    ``when_active=True`` leaves a feature alone where its activation is 0. A feature named twice raises
+    ValueError, also across ``|``.
+    """
+
+    changes: tuple[FeatureEdit, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: set[int] = set()
+        for change in self.changes:
+            if change.feature in seen:
+                raise ValueError(f"Edit: feature {change.feature} is named twice; give each feature one rule")
+            seen.add(change.feature)
+
+    @classmethod
+    def set(cls, values: Mapping[int, float], *, when_active: bool = False) -> "Edit":
+        """f becomes v."""
+        return cls._from_rule("set", values, when_active)
+
+    @classmethod
+    def add(cls, values: Mapping[int, float], *, when_active: bool = False) -> "Edit":
+        """f becomes f + v."""
+        return cls._from_rule("add", values, when_active)
+
+    @classmethod
+    def scale(cls, values: Mapping[int, float], *, when_active: bool = False) -> "Edit":
+        """f becomes v f."""
+        return cls._from_rule("scale", values, when_active)
+
+    @classmethod
+    def cap(cls, values: Mapping[int, float], *, when_active: bool = False) -> "Edit":
+        """f becomes min(f, v)."""
+        return cls._from_rule("cap", values, when_active)
+
+    @classmethod
+    def floor(cls, values: Mapping[int, float], *, when_active: bool = False) -> "Edit":
+        """f becomes max(f, v)."""
+        return cls._from_rule("floor", values, when_active)
+
+    @classmethod
+    def ablate(cls, features: Iterable[int]) -> "Edit":
+        """f becomes 0."""
+        return cls(tuple(FeatureEdit(_feature("ablate", f), "ablate", c1=-1.0) for f in features))
+
+    @classmethod
+    def hinge(
+        cls, coefficients: Mapping[int, tuple[float, float, float, float]], *, when_active: bool = False
+    ) -> "Edit":
+        """f becomes f + c0 + c1 f + c2 max(f - knot, 0), the form that every other rule is a case of.
+
+        Args:
+            coefficients: feature -> (c0, c1, c2, knot).
+        """
+        return cls(
+            tuple(
+                FeatureEdit(_feature("hinge", f), "hinge", *(_value("hinge", f, v) for v in four), when_active)
+                for f, four in _mapping("hinge", coefficients).items()
+            )
+        )
+
+    @classmethod
+    def _from_rule(cls, rule: str, values: Mapping[int, float], when_active: bool) -> "Edit":
+        return cls(
+            tuple(
+                FeatureEdit(_feature(rule, f), rule, *_coefficients(rule, _value(rule, f, v)), when_active)
+                for f, v in _mapping(rule, values).items()
+            )
+        )
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The edited features, in the order they were named."""
+        return tuple(change.feature for change in self.changes)
+
+    def __or__(self, other: "Edit") -> "Edit":
+        if not isinstance(other, Edit):
+            return NotImplemented
+        return Edit(self.changes + other.changes)
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+
+def _mapping(rule: str, values: object) -> Mapping:
+    if not isinstance(values, Mapping):
+        raise TypeError(f"Edit.{rule} takes {{feature: value}}, got {type(values).__name__}")
+    return values
+
+
+def _feature(rule: str, feature: object) -> int:
+    if isinstance(feature, bool) or not isinstance(feature, Integral):
+        raise TypeError(f"Edit.{rule}: a feature is a whole number, got {feature!r}")
+    if feature < 0:
+        raise ValueError(f"Edit.{rule}: a feature is counted from 0, got {feature}")
+    return int(feature)
+
+
+def _value(rule: str, feature: object, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"Edit.{rule}: the value of feature {feature} should be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"Edit.{rule}: the value of feature {feature} should be finite, got {value}")
+    return float(value)

@@ -1,0 +1,20 @@
+"""Where an SAE reads and writes in a model, and where its weights came from."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Site:
+    """The place of an SAE: names as they stand in its file, resolved against a real model by ``hooks``.
+
+    ``hook_name`` may be TransformerLens style ("blocks.16.hook_resid_post") or a module path
+    ("model.layers.16"); ``hook_name_out`` differs from it for a transcoder only.
+    """
+
+    model_name: str | None = None
+    hook_name: str | None = None
+    hook_name_out: str | None = None
+    source: str | None = None  # a path, or "release/sae_id"
+
+    def __str__(self) -> str:
+        return f"{self.hook_name or 'no site'} of {self.model_name or 'an unnamed model'}"
