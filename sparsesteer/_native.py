@@ -1,7 +1,7 @@
 """Loads the compiled extension, or keeps the reason why not."""
 
 import os
-from importlib import util
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -20,25 +20,22 @@ def _load() -> tuple[ModuleType | None, str]:
     wanted = os.environ.get("SPARSESTEER_BACKEND", "auto")
     if wanted in _BACKENDS_WITHOUT_EXTENSION:
         return None, f"SPARSESTEER_BACKEND={wanted} asks for another backend"
-    if util.find_spec("sparsesteer._C") is None:
-        try:
-            from sparsesteer._build_result import REASON
-        except ImportError:
-            REASON = "this installation was built without it (SPARSESTEER_BUILD=none)"
+    # setup.py writes this record beside the extension: one built with another torch must not be opened to be asked
+    try:
+        from sparsesteer._build_result import REASON, TORCH_VERSION
+    except ImportError:
+        return None, "no build is on record; install with: pip install --no-build-isolation -e ."
+    if TORCH_VERSION is None:
         return None, REASON
-    # the torch it was built with stands in a file of its own: a foreign extension must not be opened to be asked
-    from sparsesteer._build_result import TORCH_VERSION
-
     if _minor(TORCH_VERSION) != _minor(torch.__version__):
         return None, (
             f"built with torch {TORCH_VERSION}, running torch {torch.__version__}: "
             "reinstall sparsesteer with --no-build-isolation"
         )
     try:
-        from sparsesteer import _C
+        return import_module("sparsesteer._C"), ""
     except ImportError as error:
         return None, f"the extension does not load: {error}"
-    return _C, ""
 
 
 extension, reason = _load()

@@ -1,0 +1,97 @@
+"""Builds the extension sparsesteer._C; all metadata stands in pyproject.toml.
+
+The environment variable SPARSESTEER_BUILD chooses:
+    auto  build it; if that fails, install pure Python and keep the reason for `sparsesteer info` (the default)
+    cpu   build it, or fail
+    cuda  build it with the CUDA sources, or fail
+    none  pure Python
+"""
+
+import os
+from glob import glob
+from pathlib import Path
+from subprocess import CalledProcessError
+
+from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
+from setuptools.errors import BaseError, CCompilerError, SetupError
+
+CHOICES = ("auto", "cpu", "cuda", "none")
+BUILD = os.environ.get("SPARSESTEER_BUILD", "auto")
+COMPILE_FAILURES = (BaseError, CCompilerError, CalledProcessError, OSError, RuntimeError)
+
+os.environ.setdefault("MAX_JOBS", "2")  # a compiler process takes about 1 GB
+
+
+def record(package: Path, torch_version: str | None, reason: str) -> None:
+    """Tell sparsesteer._native what was built; an extension left by an earlier build goes if there is none now."""
+    if torch_version is None:
+        for stale in package.glob("_C*.so"):
+            stale.unlink()
+    lines = f"TORCH_VERSION: str | None = {torch_version!r}", f"REASON = {reason!r}", ""
+    (package / "_build_result.py").write_text("\n".join(lines))
+
+
+def why_pure() -> str:
+    """The reason to build no extension; empty if one shall be built."""
+    if BUILD not in CHOICES:
+        raise SetupError(f"SPARSESTEER_BUILD={BUILD} is unknown; use {', '.join(CHOICES)}")
+    if BUILD == "cuda" and not glob("csrc/cuda/*.cu"):
+        raise SetupError(
+            "SPARSESTEER_BUILD=cuda: this version has no CUDA sources; CUDA tensors are served by Triton, "
+            "use SPARSESTEER_BUILD=cpu"
+        )
+    if BUILD == "none":
+        return "it was not built (SPARSESTEER_BUILD=none)"
+    try:
+        import torch.utils.cpp_extension  # noqa: F401
+    except ImportError as error:
+        reason = f"torch was not present in the build environment ({error}); reinstall with --no-build-isolation"
+        if BUILD != "auto":
+            raise SetupError(f"SPARSESTEER_BUILD={BUILD}: {reason}") from error
+        return reason
+    return ""
+
+
+def pure(reason: str) -> dict:
+    """Arguments of ``setup`` for an installation without the extension."""
+
+    class BuildPython(build_py):
+        def run(self) -> None:
+            super().run()
+            record(Path("sparsesteer" if self.editable_mode else f"{self.build_lib}/sparsesteer"), None, reason)
+
+    return {"cmdclass": {"build_py": BuildPython}}
+
+
+def native() -> dict:
+    """Arguments of ``setup`` for an installation with the extension."""
+    import torch
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    class BuildNative(BuildExtension):
+        def run(self) -> None:
+            package = Path(self.get_ext_fullpath("sparsesteer._C")).parent
+            try:
+                super().run()
+            except COMPILE_FAILURES as error:
+                if BUILD != "auto":
+                    raise
+                self.extensions: list[Extension] = []
+                record(package, None, f"it did not compile ({error}); SPARSESTEER_BUILD=cpu and pip -v show why")
+            else:
+                record(package, torch.__version__, "")
+
+    extension = CppExtension(
+        "sparsesteer._C",
+        ["csrc/registration.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+        depends=glob("csrc/**/*.h", recursive=True),
+        # no -march: the kernels choose their instruction set at run time
+        extra_compile_args=["-O3", "-fopenmp"],
+        extra_link_args=["-fopenmp", "-s"],
+    )
+    return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildNative}}
+
+
+reason = why_pure()
+setup(**pure(reason) if reason else native())
