@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 CONTEXT = 256
 HELD_OUT_EVERY = 20  # one sequence in twenty is never trained on
+SINK_NORM = 1000.0  # attention sinks have norms above 20,000, nearly all other tokens below 300
 
 
 def load_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -99,8 +100,8 @@ def pack(
 
 @torch.no_grad()
 def collect_activations(model: PreTrainedModel, sequences: list[list[int]], layer: int, batch: int = 8) -> torch.Tensor:
-    """Residual stream after block ``layer``, fp16 [tokens, D]; the first token of each context is an
-    attention sink of a hundred times the usual norm and is left out."""
+    """Residual stream after block ``layer``, fp16 [tokens, D], without attention sinks: the first token of
+    each context, and now and then another, has a hundred times the usual norm."""
     body = model.get_decoder()
     blocks, body.layers = body.layers, body.layers[: layer + 1]
     caught: list[torch.Tensor] = []
@@ -115,7 +116,8 @@ def collect_activations(model: PreTrainedModel, sequences: list[list[int]], laye
             ids = torch.tensor([s + [0] * (longest - len(s)) for s in chunk])
             body(ids, use_cache=False)
             for hidden, sequence in zip(caught.pop(), chunk, strict=True):
-                rows.append(hidden[1 : len(sequence)].half())
+                hidden = hidden[1 : len(sequence)]
+                rows.append(hidden[hidden.norm(dim=-1) < SINK_NORM].half())
     finally:
         handle.remove()
         body.layers = blocks
@@ -157,6 +159,7 @@ def train(activations: torch.Tensor, args: argparse.Namespace) -> None:
             total_training_samples=args.steps * args.batch,
             train_batch_size_samples=args.batch,
             lr=args.lr,
+            lr_end=args.lr / 20,
             lr_warm_up_steps=100,
             lr_decay_steps=args.steps // 3,
             dead_feature_window=200,
@@ -188,12 +191,13 @@ def reconstruction_metrics(sae: SAE, held_out: torch.Tensor) -> tuple[dict[str, 
 @torch.no_grad()
 def loss_recovered(model: PreTrainedModel, sae: SAE, sequences: list[list[int]], layer: int) -> dict[str, float]:
     """Next-token loss with the block's output kept, replaced by its reconstruction, and by zero
-    (the sink at position 0 is kept in all three)."""
+    (attention sinks are kept in all three)."""
 
     def loss(replace) -> float:
         def hook(module, args, out):
             hidden = (out[0] if isinstance(out, tuple) else out).clone()
-            hidden[:, 1:] = replace(hidden[:, 1:])
+            usual = hidden.norm(dim=-1) < SINK_NORM
+            hidden[usual] = replace(hidden[usual])
             return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
 
         handle = model.get_decoder().layers[layer].register_forward_hook(hook)
@@ -230,7 +234,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layer", type=int, default=16)
     parser.add_argument("--features", type=int, default=4608)
     parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2800)
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
