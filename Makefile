@@ -15,7 +15,7 @@ SKIPPED := and not full and not slow
 demo: $(INSTALLED)
 	$(BIN)/sparsesteer demo
 
-# every suite runs, then one summary speaks for all of them; SAE training and serving have processes of their own
+# every suite runs, then one summary speaks for all of them
 test: lint
 	@rm -rf $(REPORTS)
 	@$(foreach suite,$(SUITES),echo "== $(suite)"; $(call run,$(suite));) \

@@ -1,0 +1,43 @@
+"""Settings of every test process, and a record of each outcome by marker for ``tests/summary.py``."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+MARKERS = ("native", "triton", "gpu", "vllm", "browser")
+
+torch.use_deterministic_algorithms(True, warn_only=True)  # also fills torch.empty with NaN
+torch.set_num_threads(2)
+
+_outcomes: dict[str, dict] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call" or report.outcome != "passed":
+        _keep(report, [name for name in MARKERS if item.get_closest_marker(name)])
+    return report
+
+
+def pytest_collectreport(report):
+    if report.outcome != "passed":  # a module that skips itself or cannot be imported
+        _keep(report, [])
+
+
+def pytest_sessionfinish(session, exitstatus):
+    path = os.environ.get("SPARSESTEER_TEST_REPORT")
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps({"exit_status": int(exitstatus), "outcomes": list(_outcomes.values())}))
+
+
+def _keep(report, markers):
+    if _outcomes.get(report.nodeid, {}).get("outcome") == "failed":  # a later phase does not mend it
+        return
+    reason = report.longrepr[2].removeprefix("Skipped: ") if isinstance(report.longrepr, tuple) else ""
+    reason = getattr(report, "wasxfail", reason)
+    _outcomes[report.nodeid] = {"markers": markers, "outcome": report.outcome, "reason": reason}
