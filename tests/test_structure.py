@@ -15,7 +15,7 @@ FLOORS = (
     ("_layout", "_gradients", "reference", "kernels"),
     ("_schemas", "_native", "_build_result", "_C", "_dispatch"),
     ("ops",),
-    ("activations", "edits", "loaders", "logit_lens", "plans", "sae", "site", "storage"),
+    ("activations", "edits", "loaders", "logit_lens", "lowering", "plans", "sae", "site", "storage", "weights"),
     ("datasets", "generation", "hooks", "methods"),
     ("__init__",),
     ("benchmarks",),
