@@ -1,6 +1,8 @@
-"""The gradient of ``steer`` in closed form, plain torch: traced by torch.compile, checked by gradcheck."""
+"""Gradients in plain torch, traced by torch.compile: of ``steer`` in closed form, of other ops by recomputation."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,17 +59,18 @@ def steer_backward(
     grad_d = grad_d * live
     hinge = (f > table[:, Column.KNOT]).to(dtype)
     grad_f = grad_d * (table[:, Column.C1] + table[:, Column.C2] * hinge)
-    linear = (z > table[:, Column.THRESHOLD]) & (
-        table[:, Column.SLOPE] * z + table[:, Column.SHIFT] > table[:, Column.FLOOR]
-    )
-    grad_f = torch.where(linear, grad_f, torch.zeros_like(grad_f))
-    grad_z = grad_f * table[:, Column.SLOPE]
+    grad_f = torch.where(z > table[:, Column.THRESHOLD], grad_f, torch.zeros_like(grad_f))
+    linear = table[:, Column.SLOPE] * z + table[:, Column.SHIFT] > table[:, Column.FLOOR]
+    grad_linear = torch.where(linear, grad_f, torch.zeros_like(grad_f))
+    grad_z = grad_linear * table[:, Column.SLOPE]
 
-    grad_x = (grad_z * u) @ e + _through_scales(xs, u, r, (grad_z * raw).sum(-1, keepdim=True), s * along, input_norm, scale_rule)
+    grad_u = (grad_z * raw).sum(-1, keepdim=True)
+    grad_x = (grad_z * u) @ e + _through_scales(xs, u, grad_u, s * along, input_norm, scale_rule)
     grad_rows = torch.zeros_like(table)
     grad_rows[:, Column.BIAS] = grad_z.sum(0)
-    grad_rows[:, Column.SLOPE] = (grad_f * z).sum(0)
-    grad_rows[:, Column.SHIFT] = grad_f.sum(0)
+    grad_rows[:, Column.SLOPE] = (grad_linear * z).sum(0)
+    grad_rows[:, Column.SHIFT] = grad_linear.sum(0)
+    grad_rows[:, Column.FLOOR] = (grad_f - grad_linear).sum(0)
     grad_rows[:, Column.C0] = grad_d.sum(0)
     grad_rows[:, Column.C1] = (grad_d * f).sum(0)
     grad_rows[:, Column.C2] = (grad_d * torch.relu(f - table[:, Column.KNOT])).sum(0)
@@ -80,15 +83,11 @@ def steer_backward(
         "decoder": (d.T @ grad_v).to(decoder.dtype),
         "rows": grad_rows.to(rows.dtype),
         "delta_bias": None if delta_bias is None else grad_v.sum(0).to(delta_bias.dtype),
-        "token_strength": None
-        if token_strength is None
-        else (strength * r * along)[:, 0].to(token_strength.dtype),
+        "token_strength": None if token_strength is None else (strength * r * along)[:, 0].to(token_strength.dtype),
     }
 
 
-def _through_norm(
-    grad: Tensor, w: Tensor, change: Tensor, preserve_norm: bool
-) -> tuple[Tensor, Tensor]:
+def _through_norm(grad: Tensor, w: Tensor, change: Tensor, preserve_norm: bool) -> tuple[Tensor, Tensor]:
     """Gradients with respect to w (in all) and to the change added to it; out = (w + change) ||w|| / ||w + change||."""
     if not preserve_norm:
         return grad, grad
@@ -102,7 +101,7 @@ def _through_norm(
 
 
 def _through_scales(
-    x: Tensor, u: Tensor | float, r: Tensor | float, grad_u: Tensor, grad_r: Tensor, input_norm: int, scale_rule: int
+    x: Tensor, u: Tensor | float, grad_u: Tensor, grad_r: Tensor, input_norm: int, scale_rule: int
 ) -> Tensor | float:
     """The part of d(loss)/dx that flows through the scales u(x) and r(x), [N, D]."""
     total: Tensor | float = 0.0
@@ -112,7 +111,7 @@ def _through_scales(
         std = x.std(-1, keepdim=True)
         d_std = centred / torch.where(std > 0, std, torch.ones_like(std)) / (width - 1)
         if input_norm == InputNorm.LAYER_NORM:
-            total = total - grad_u * u.square() * d_std
+            total = total - grad_u * u * u * d_std
         if scale_rule == OutputScale.STD:
             total = total + grad_r * d_std
     if input_norm == InputNorm.CONSTANT_NORM or scale_rule in (OutputScale.RMS, OutputScale.NORM):
@@ -125,3 +124,34 @@ def _through_scales(
         if scale_rule == OutputScale.NORM:
             total = total + grad_r * d_norm
     return total
+
+
+def save_inputs(ctx: Any, inputs: tuple, output: object) -> None:
+    """Keep an op's arguments for ``recompute_gradient``, the tensors where autograd can watch them."""
+    ctx.save_for_backward(*(a for a in inputs if isinstance(a, Tensor)))
+    ctx.others = [None if isinstance(a, Tensor) else (a,) for a in inputs]
+
+
+def recompute_gradient(op: Callable) -> Callable:
+    """The backward of an op: autograd through ``op``, its reference, run again on the saved arguments."""
+
+    def backward(ctx: Any, *output_grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = iter(ctx.saved_tensors)
+        inputs = [next(saved).detach() if other is None else other[0] for other in ctx.others]
+        wanted = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
+        for i in wanted:
+            inputs[i] = inputs[i].requires_grad_()
+        with torch.enable_grad():
+            outputs = op(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        pairs = [(o, g) for o, g in zip(outputs, output_grads, strict=True) if o.requires_grad and g is not None]
+        grads: list[Tensor | None] = [None] * len(inputs)
+        if pairs:
+            found = torch.autograd.grad(
+                [o for o, _ in pairs], [inputs[i] for i in wanted], [g for _, g in pairs], allow_unused=True
+            )
+            for i, grad in zip(wanted, found, strict=True):
+                grads[i] = grad
+        return tuple(grads)
+
+    return backward

@@ -4,11 +4,13 @@ The plain torch implementation is registered for all backends; the extension ove
 (``csrc/registration.cpp``) and ``_dispatch`` for CUDA tensors.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from sparsesteer import reference
-from sparsesteer._gradients import steer_backward
+from sparsesteer._gradients import recompute_gradient, save_inputs, steer_backward
 from sparsesteer._layout import N_COLUMNS
 
 _TARGET = "Tensor x, Tensor into, Tensor? residual"
@@ -98,7 +100,7 @@ def _decode_fake(values, indices, decoder, bias):
     return values.new_empty(values.shape[0], decoder.shape[1])
 
 
-FAKES = {
+FAKES: dict[str, Callable] = {
     "steer": _steer_fake,
     "steer_out": _steer_out_fake,
     "steer_topk": _like_into,
@@ -109,7 +111,7 @@ FAKES = {
 }
 
 
-def _save_inputs(ctx, inputs, output) -> None:
+def _save_steer(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs[: len(_TENSORS)])
     ctx.scalars = inputs[len(_TENSORS) :]
 
@@ -125,7 +127,10 @@ def _define() -> None:
         implementation = _steer_out if name == "steer_out" else getattr(reference, name)
         LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
         torch.library.register_fake(f"sparsesteer::{name}", FAKES[name], lib=LIBRARY)
-    torch.library.register_autograd("sparsesteer::steer", _steer_gradient, setup_context=_save_inputs, lib=LIBRARY)
+    torch.library.register_autograd("sparsesteer::steer", _steer_gradient, setup_context=_save_steer, lib=LIBRARY)
+    for name in ("steer_topk", "steer_reconstruct", "encode", "decode", "steer_slots"):
+        backward = recompute_gradient(getattr(reference, name))
+        torch.library.register_autograd(f"sparsesteer::{name}", backward, setup_context=save_inputs, lib=LIBRARY)
 
 
 _define()

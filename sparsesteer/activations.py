@@ -1,12 +1,15 @@
 """Activation functions of SAEs: dense form for whole vectors of features, row form for the edited few."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from sparsesteer._layout import N_COLUMNS, Column
+
+Columns = dict[Column, float | Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,33 +19,55 @@ class Activation:
     Every activation of the package is of this form; ``TopK`` adds a rank condition.
     """
 
-    def fields(self) -> dict[Column, float | Tensor]:
-        """The values of the activation's columns in a row table."""
+    def columns(self, n_features: int) -> Columns:
+        """The values of the activation's columns in a row table: numbers, or tensors [F]."""
         raise NotImplementedError
 
     def check(self, n_features: int) -> None:
-        """Raise ValueError unless every per-feature tensor is finite and of length ``n_features``."""
-        for column, value in self.fields().items():
-            if isinstance(value, Tensor) and value.dim() > 0:
-                if tuple(value.shape) != (n_features,):
-                    raise ValueError(
-                        f"{type(self).__name__}: {column.name.lower()} should have shape [{n_features}], one value per "
-                        f"feature of W_dec, got {list(value.shape)}"
-                    )
-                if torch.isnan(value).any() or (column != Column.THRESHOLD and torch.isinf(value).any()):
-                    raise ValueError(f"{type(self).__name__}: {column.name.lower()} has NaN or infinite values")
+        """Raise ValueError unless no value is NaN and every per-feature tensor has length ``n_features``."""
+        for column, value in self.columns(n_features).items():
+            where = f"{type(self).__name__}: {column.name.lower()}"
+            if not isinstance(value, Tensor | int | float):
+                raise TypeError(f"{where} should be a tensor or a number, got {type(value).__name__}")
+            value = torch.as_tensor(value)
+            if value.dim() > 0 and tuple(value.shape) != (n_features,):
+                raise ValueError(
+                    f"{where} should have shape [{n_features}], one value per feature, got {list(value.shape)}"
+                )
+            never_infinite = column in (Column.SLOPE, Column.SHIFT)
+            if torch.isnan(value).any() or (never_infinite and torch.isinf(value).any()):
+                raise ValueError(f"{where} has NaN or infinite values")
 
-    def table(self, features: Tensor, bias: Tensor) -> Tensor:
-        """A row table [M, 10] without edits for ``features`` [M], in the dtype of ``bias`` [M]."""
-        rows = torch.zeros(len(features), N_COLUMNS, dtype=bias.dtype)
+    def table(self, features: Tensor, bias: Tensor, n_features: int) -> Tensor:
+        """A row table [M, 10] without edits for ``features`` [M], in the dtype and place of ``bias`` [M]."""
+        rows = bias.new_zeros(len(features), N_COLUMNS)
         rows[:, Column.BIAS] = bias
-        for column, value in self.fields().items():
+        for column, value in self.columns(n_features).items():
             per_feature = isinstance(value, Tensor) and value.dim() > 0
             rows[:, column] = value[features].to(rows) if per_feature else value  # type: ignore[index]
         return rows
 
+    def to(self, device: torch.device | str) -> "Activation":
+        """The activation with its tensors on another device."""
+        moved = {n: v.to(device) for n, v in vars(self).items() if isinstance(v, Tensor | Activation)}
+        return replace(self, **moved)
 
-def _row_form(threshold=-math.inf, slope=1.0, shift=0.0, floor=0.0) -> dict[Column, float | Tensor]:
+    def contents(self) -> Iterator[object]:
+        """Its name and values, in a fixed order: what tells two activations apart."""
+        yield type(self).__name__
+        for _, value in sorted(vars(self).items()):
+            if isinstance(value, Activation):
+                yield from value.contents()
+            else:
+                yield value
+
+
+def _row_form(
+    threshold: float | Tensor = -math.inf,
+    slope: float | Tensor = 1.0,
+    shift: float | Tensor = 0.0,
+    floor: float | Tensor = 0.0,
+) -> Columns:
     return {Column.THRESHOLD: threshold, Column.SLOPE: slope, Column.SHIFT: shift, Column.FLOOR: floor}
 
 
@@ -50,7 +75,7 @@ def _row_form(threshold=-math.inf, slope=1.0, shift=0.0, floor=0.0) -> dict[Colu
 class ReLU(Activation):
     """f = max(z, 0)."""
 
-    def fields(self):
+    def columns(self, n_features: int) -> Columns:
         return _row_form()
 
 
@@ -58,7 +83,7 @@ class ReLU(Activation):
 class Identity(Activation):
     """f = z."""
 
-    def fields(self):
+    def columns(self, n_features: int) -> Columns:
         return _row_form(floor=-math.inf)
 
 
@@ -66,12 +91,12 @@ class Identity(Activation):
 class JumpReLU(Activation):
     """f = max(z, 0) where z > threshold, else 0. BatchTopK SAEs are saved in this form.
 
-    threshold: [F] or one number for all features.
+    threshold: [F] or one number for all features; infinity silences a feature.
     """
 
     threshold: Tensor | float
 
-    def fields(self):
+    def columns(self, n_features: int) -> Columns:
         return _row_form(threshold=self.threshold)
 
 
@@ -82,10 +107,10 @@ class TopK(Activation):
     k: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or self.k < 1:
+        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
             raise ValueError(f"TopK: k should be a positive integer, got {self.k!r}")
 
-    def fields(self):
+    def columns(self, n_features: int) -> Columns:
         return _row_form()
 
 
@@ -97,8 +122,9 @@ class Gated(Activation):
     b_mag: Tensor
     r_mag: Tensor
 
-    def fields(self):
-        return _row_form(threshold=-self.b_gate, slope=self.r_mag.exp(), shift=self.b_mag)
+    def columns(self, n_features: int) -> Columns:
+        # exp in double: half precision would round the slope before the table does
+        return _row_form(threshold=-self.b_gate, slope=self.r_mag.double().exp(), shift=self.b_mag)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,19 +133,23 @@ class Slots(Activation):
 
     n: int
     rest: Activation
-    n_features: int | None = None  # set by the SAE that owns the activation
 
     def __post_init__(self) -> None:
-        if isinstance(self.rest, TopK | Slots):
-            raise ValueError(f"Slots: rest should be an elementwise activation, got {type(self.rest).__name__}")
+        if not isinstance(self.n, int) or isinstance(self.n, bool) or self.n < 0:
+            raise ValueError(f"Slots: n should be a whole number from 0, got {self.n!r}")
+        if not isinstance(self.rest, Activation) or isinstance(self.rest, TopK | Slots):
+            raise ValueError(f"Slots: rest should be an elementwise activation, got {self.rest!r}")
 
-    def fields(self):
-        if self.n_features is None:
-            raise ValueError("Slots: the number of features is unknown before an SAE holds this activation")
-        joined = {}
-        for column, value in self.rest.fields().items():
-            column_values = torch.full((self.n_features,), 0.0)
-            column_values[:] = value
-            column_values[self.n_features - self.n :] = _row_form(floor=-math.inf)[column]
-            joined[column] = column_values
+    def check(self, n_features: int) -> None:
+        if self.n > n_features:
+            raise ValueError(f"Slots: n should be at most the number of features, {n_features}, got {self.n}")
+        self.rest.check(n_features)
+
+    def columns(self, n_features: int) -> Columns:
+        linear = Identity().columns(n_features)
+        joined: Columns = {}
+        for column, value in self.rest.columns(n_features).items():
+            values = torch.as_tensor(value, dtype=torch.float64).expand(n_features).clone()
+            values[n_features - self.n :] = linear[column]
+            joined[column] = values
         return joined

@@ -1,7 +1,7 @@
 """What the user says: which features change, and how."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -81,6 +81,8 @@ class Edit:
     @classmethod
     def ablate(cls, features: Iterable[int]) -> "Edit":
         """f becomes 0."""
+        if isinstance(features, str) or not isinstance(features, Iterable):
+            raise TypeError(f"Edit.ablate takes a list of features, got {type(features).__name__}")
         return cls(tuple(FeatureEdit(_feature("ablate", f), "ablate", c1=-1.0) for f in features))
 
     @classmethod
@@ -92,12 +94,8 @@ class Edit:
         Args:
             coefficients: feature -> (c0, c1, c2, knot).
         """
-        return cls(
-            tuple(
-                FeatureEdit(_feature("hinge", f), "hinge", *(_value("hinge", f, v) for v in four), when_active)
-                for f, four in _mapping("hinge", coefficients).items()
-            )
-        )
+        values = {f: _four_values(f, four) for f, four in _mapping("hinge", coefficients).items()}
+        return cls(tuple(FeatureEdit(_feature("hinge", f), "hinge", *v, when_active) for f, v in values.items()))
 
     @classmethod
     def _from_rule(cls, rule: str, values: Mapping[int, float], when_active: bool) -> "Edit":
@@ -142,3 +140,10 @@ def _value(rule: str, feature: object, value: object) -> float:
     if not math.isfinite(value):
         raise ValueError(f"Edit.{rule}: the value of feature {feature} should be finite, got {value}")
     return float(value)
+
+
+def _four_values(feature: object, values: object) -> tuple[float, float, float, float]:
+    if not isinstance(values, Sequence) or len(values) != 4:
+        raise ValueError(f"Edit.hinge: feature {feature} should have (c0, c1, c2, knot), got {values!r}")
+    c0, c1, c2, knot = (_value("hinge", feature, v) for v in values)
+    return c0, c1, c2, knot

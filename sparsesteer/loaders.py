@@ -1,7 +1,7 @@
 """Every on-disk format of an SAE, and live sae_lens objects, to ``SAE``."""
 
-import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from sparsesteer.activations import Activation, Gated, JumpReLU, ReLU, TopK
-from sparsesteer.sae import NORMALIZATIONS, SAE
+from sparsesteer.lowering import NORMALIZATIONS
+from sparsesteer.sae import SAE
 from sparsesteer.site import Site
-from sparsesteer.storage import StoredTensor, open_safetensors
+from sparsesteer.storage import open_safetensors, parse_json
 
 ARCHITECTURES = ("standard", "jumprelu", "topk", "gated")
 _SUPPORTED = "a SAELens folder (cfg.json and sae_weights.safetensors)"
+_LIVE = "the sae_lens object"
 _STATISTICS = "feature_statistics.safetensors"
 _FOLDED_BY_SAELENS = "expected_average_only_in"  # a training-time factor: SAELens applies nothing when it encodes
 
@@ -33,19 +35,12 @@ def load_from_disk(path: str | os.PathLike) -> SAE:
     for file in (config_file, weights_file):
         if not file.is_file():
             raise ValueError(f"{folder} is not a known SAE: {file.name} is missing; supported is {_SUPPORTED}")
-    try:
-        config = json.loads(config_file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config_file} is not JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{config_file} should hold an object, got {type(config).__name__}")
+    config = parse_json(config_file.read_bytes(), str(config_file))
     weights: dict[str, Any] = {
         name: tensor.load() if len(tensor.shape) < 2 else tensor
         for name, tensor in open_safetensors(weights_file).items()
     }
-    statistics = folder / _STATISTICS
-    maximum = open_safetensors(statistics)["maximum"].load() if statistics.is_file() else None
-    return _from_parts(_modern_config(config), weights, str(folder), maximum)
+    return _from_parts(_modern_config(config, str(folder)), weights, str(folder), _maximum(folder / _STATISTICS))
 
 
 def from_pretrained(release: str, sae_id: str) -> SAE:
@@ -59,7 +54,7 @@ def from_pretrained(release: str, sae_id: str) -> SAE:
     except ImportError as error:
         raise ImportError("SAE.from_pretrained needs sae-lens: pip install sparsesteer[lens]") from error
     loaded = from_saelens(LensSAE.from_pretrained(release, sae_id))
-    loaded.site = Site(loaded.site.model_name, loaded.site.hook_name, loaded.site.hook_name_out, f"{release}/{sae_id}")
+    loaded.site = replace(loaded.site, source=f"{release}/{sae_id}")
     return loaded
 
 
@@ -69,13 +64,26 @@ def from_saelens(sae: Any) -> SAE:
     if config is None or not hasattr(sae, "W_enc"):
         raise TypeError(f"from_saelens takes a sae_lens SAE, got {type(sae).__name__}")
     weights = {name: p.detach() for name, p in sae.named_parameters()}
-    return _from_parts(_modern_config(config.to_dict()), weights, None, None)
+    return _from_parts(_modern_config(config.to_dict(), _LIVE), weights, None, None)
 
 
-def _modern_config(config: dict) -> dict:
+def _maximum(statistics: Path) -> Tensor | None:
+    """Each feature's largest activation, from the file beside the weights; None if there is none."""
+    if not statistics.is_file():
+        return None
+    tensors = open_safetensors(statistics)
+    if "maximum" not in tensors:
+        raise ValueError(f"{statistics}: maximum is missing, it holds {', '.join(sorted(tensors))}")
+    return _floating(tensors["maximum"].load())
+
+
+def _modern_config(config: dict, where: str) -> dict:
     """The configuration in the names of sae_lens 6; older files are flat and use other names."""
     config = dict(config)
-    metadata = dict(config.get("metadata") or {})
+    metadata = config.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{where}: metadata in the configuration should be an object, got {metadata!r}")
+    metadata = dict(metadata)
     for name in ("model_name", "hook_name", "hf_hook_name", "hook_name_out", "hf_hook_name_out"):
         if name in config:
             metadata.setdefault(name, config[name])
@@ -83,6 +91,7 @@ def _modern_config(config: dict) -> dict:
         metadata.setdefault("hook_name", config["hook_point"])
     config["metadata"] = metadata
     activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
+    config["activation_fn"] = activation
     config.setdefault("architecture", "topk" if activation == "topk" else "standard")
     if config["architecture"] == "standard" and activation == "topk":
         config["architecture"] = "topk"
@@ -96,11 +105,11 @@ def _modern_config(config: dict) -> dict:
 
 
 def _from_parts(config: dict, weights: dict[str, Any], source: str | None, maximum: Tensor | None) -> SAE:
-    where = source or "the sae_lens object"
+    where = source or _LIVE
     architecture, normalize = config["architecture"], config["normalize_activations"]
     if architecture not in ARCHITECTURES:
         raise ValueError(f"{where}: architecture {architecture!r} is not supported; {', '.join(ARCHITECTURES)} are")
-    if normalize not in NORMALIZATIONS:
+    if not isinstance(normalize, str) or normalize not in NORMALIZATIONS:
         raise ValueError(
             f"{where}: normalize_activations={normalize!r} is not supported; {', '.join(NORMALIZATIONS)} are "
             "(fold a fitted normalisation into the weights with sae_lens)"
@@ -140,6 +149,10 @@ def _activation(architecture: str, config: dict, weights: dict[str, Any], where:
         return TopK(k)
     if architecture == "gated":
         return Gated(**{name: _floating(_required(weights, name, where)) for name in ("b_gate", "b_mag", "r_mag")})
+    if config["activation_fn"] != "relu":
+        raise ValueError(
+            f"{where}: activation function {config['activation_fn']!r} is not supported; relu and topk are"
+        )
     return ReLU()
 
 
@@ -163,9 +176,9 @@ def _check_factors(weights: dict[str, Any], where: str) -> None:
 
 
 def _check_declared_shapes(config: dict, weights: dict[str, Any], where: str) -> None:
-    W_enc: Tensor | StoredTensor = weights["W_enc"]
-    declared = config.get("d_in", W_enc.shape[0]), config.get("d_sae", W_enc.shape[-1])
-    if tuple(W_enc.shape) != declared:
-        raise ValueError(
-            f"{where}: the configuration says d_in, d_sae = {declared}, but W_enc has shape {list(W_enc.shape)}"
-        )
+    shape = tuple(weights["W_enc"].shape)
+    if len(shape) != 2:
+        raise ValueError(f"{where}: W_enc should be a matrix, got shape {list(shape)}")
+    declared = config.get("d_in", shape[0]), config.get("d_sae", shape[1])
+    if shape != declared:
+        raise ValueError(f"{where}: the configuration says d_in, d_sae = {declared}, but W_enc has shape {list(shape)}")

@@ -1,11 +1,12 @@
 """What the kernel reads: the rows, tables and rules of one set of edits at one site."""
 
 import json
+import math
 import os
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,12 +15,18 @@ from torch import Tensor
 
 from sparsesteer._layout import N_COLUMNS, InputNorm, OutputScale
 from sparsesteer.site import Site
+from sparsesteer.storage import parse_json
 
 if TYPE_CHECKING:
     from sparsesteer.sae import SAE
 
 FORMAT_VERSION = 1
+_TABLES = ("encoder", "decoder", "rows", "features", "constant_features")
 _ROW_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def _no_features() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +40,7 @@ class SteeringPlan:
     decoder: Tensor  # [M, D_out] decoder rows
     rows: Tensor  # [M, 10], columns of ``_layout.Column``
     features: Tensor  # int64 [M], their numbers in the SAE
+    constant_features: Tensor = field(default_factory=_no_features)  # int64 [C], edited without being encoded
     delta_bias: Tensor | None = None  # [D_out], sum of all constant edits
     input_norm: InputNorm = InputNorm.NONE
     scale_rule: OutputScale = OutputScale.ONE
@@ -45,22 +53,28 @@ class SteeringPlan:
     sae: "SAE | None" = None
 
     def __post_init__(self) -> None:
-        m, width = self.encoder.shape
-        for name, tensor, want in (
-            ("decoder", self.decoder, (m, self.decoder.shape[-1])),
-            ("rows", self.rows, (m, N_COLUMNS)),
-            ("features", self.features, (m,)),
-            ("delta_bias", self.delta_bias, (self.decoder.shape[-1],)),
-        ):
-            if tensor is not None and tuple(tensor.shape) != want:
-                raise ValueError(f"SteeringPlan: {name} should have shape {list(want)}, got {list(tensor.shape)}")
-        if self.encoder.dtype not in _ROW_DTYPES or self.decoder.dtype != self.encoder.dtype:
-            raise TypeError(
-                "SteeringPlan: encoder and decoder should be of one dtype, fp32, fp64 or bf16, "
-                f"got {self.encoder.dtype} and {self.decoder.dtype}"
+        if self.encoder.dim() != 2 or self.decoder.dim() != 2 or 0 in (self.encoder.shape[1], self.decoder.shape[1]):
+            raise ValueError(
+                "SteeringPlan: encoder and decoder should have shapes [M, D] and [M, D_out], "
+                f"got {list(self.encoder.shape)} and {list(self.decoder.shape)}"
             )
-        if width == 0 or self.decoder.shape[-1] == 0:
-            raise ValueError("SteeringPlan: the model width is 0")
+        m, out_width = len(self.encoder), self.decoder.shape[1]
+        table = torch.float64 if self.encoder.dtype == torch.float64 else torch.float32
+        for name, tensor, shape, dtype in (
+            ("decoder", self.decoder, (m, out_width), self.encoder.dtype),
+            ("rows", self.rows, (m, N_COLUMNS), table),
+            ("features", self.features, (m,), torch.int64),
+            ("constant_features", self.constant_features, (self.constant_features.numel(),), torch.int64),
+            ("delta_bias", self.delta_bias, (out_width,), table),
+        ):
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise ValueError(f"SteeringPlan: {name} should have shape {list(shape)}, got {list(tensor.shape)}")
+            if tensor is not None and tensor.dtype != dtype:
+                raise TypeError(f"SteeringPlan: {name} should be {dtype}, got {tensor.dtype}")
+        if self.encoder.dtype not in _ROW_DTYPES:
+            raise TypeError(f"SteeringPlan: encoder should be fp32, fp64 or bf16, got {self.encoder.dtype}")
+        if self.k < 0 or not math.isfinite(self.gap):
+            raise ValueError(f"SteeringPlan: k should not be negative and gap finite, got {self.k} and {self.gap}")
 
     def __len__(self) -> int:
         """M, the number of features that are encoded."""
@@ -79,11 +93,9 @@ class SteeringPlan:
     @property
     def needs_sae(self) -> bool:
         """True if the whole SAE takes part, not only the edited rows."""
-        return self.reconstruct or self.k > 0
+        return self.reconstruct or (self.k > 0 and len(self) > 0)
 
-    def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
-    ) -> "SteeringPlan":
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "SteeringPlan":
         """The plan on another device, or with rows in another dtype (fp32, fp64, or bf16 to halve the bytes).
 
         A table keeps fp32 beside bf16 rows: only encoder and decoder rows are rounded.
@@ -91,16 +103,15 @@ class SteeringPlan:
         if dtype is not None and dtype not in _ROW_DTYPES:
             raise TypeError(f"SteeringPlan.to: rows can be fp32, fp64 or bf16, not {dtype}")
         table_dtype = torch.float32 if dtype == torch.bfloat16 else dtype
-        bias = self.delta_bias
-        sae = self.sae.to(device) if self.sae is not None and device is not None else self.sae
         return replace(
             self,
             encoder=self.encoder.to(device=device, dtype=dtype),
             decoder=self.decoder.to(device=device, dtype=dtype),
             rows=self.rows.to(device=device, dtype=table_dtype),
             features=self.features.to(device=device),
-            delta_bias=None if bias is None else bias.to(device=device, dtype=table_dtype),
-            sae=sae,
+            constant_features=self.constant_features.to(device=device),
+            delta_bias=None if self.delta_bias is None else self.delta_bias.to(device=device, dtype=table_dtype),
+            sae=self.sae if self.sae is None or device is None else self.sae.to(device),
         )
 
     def __or__(self, other: "SteeringPlan") -> "SteeringPlan":
@@ -117,30 +128,28 @@ class SteeringPlan:
         for name in ("encoder", "decoder"):
             if getattr(self, name).shape[1] != getattr(other, name).shape[1]:
                 raise ValueError(f"plans differ in the width of their {name} rows and cannot be joined")
-        twice = set(self.features.tolist()) & set(other.features.tolist())
+        twice = self._edited() & other._edited()
         if twice:
-            raise ValueError(f"feature {min(twice)} is edited by both plans")
+            raise ValueError(f"feature {min(twice)} is edited by both plans; give each feature one rule")
         biases = [b for b in (self.delta_bias, other.delta_bias) if b is not None]
-        return replace(
-            self,
-            encoder=torch.cat([self.encoder, other.encoder]),
-            decoder=torch.cat([self.decoder, other.decoder]),
-            rows=torch.cat([self.rows, other.rows]),
-            features=torch.cat([self.features, other.features]),
-            delta_bias=sum(biases[1:], biases[0]) if biases else None,
-        )
+        joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _TABLES}
+        delta_bias = sum(biases[1:], biases[0]) if biases else None
+        return replace(self, **joined, delta_bias=delta_bias, sae=self.sae or other.sae)
+
+    def _edited(self) -> set[int]:
+        return set(torch.cat([self.features, self.constant_features]).tolist())
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the plan as one safetensors file, its provenance in the header; returns the path."""
         path = Path(path)
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in ("encoder", "decoder", "rows", "features")}
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TABLES}
         if self.delta_bias is not None:
             tensors["delta_bias"] = self.delta_bias.detach().cpu().contiguous()
         description = {
             "version": FORMAT_VERSION,
             "input_norm": self.input_norm.name,
             "scale_rule": self.scale_rule.name,
-            "gap": self.gap,
+            "gap": float(self.gap),
             "preserve_norm": self.preserve_norm,
             "k": self.k,
             "reconstruct": self.reconstruct,
@@ -148,14 +157,11 @@ class SteeringPlan:
             "site": vars(self.site),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-        os.close(handle)
-        try:
+        # written beside its place and moved there: a reader never sees half a plan
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            temporary = Path(folder) / path.name
             save_file(tensors, temporary, metadata={"sparsesteer": json.dumps(description, sort_keys=True)})
             os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
         return path
 
     @classmethod
@@ -167,45 +173,65 @@ class SteeringPlan:
         """
         try:
             with safe_open(str(path), framework="pt") as file:
-                description = json.loads((file.metadata() or {}).get("sparsesteer", "null"))
+                text = (file.metadata() or {}).get("sparsesteer")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, json.JSONDecodeError) as error:
+        except SafetensorError as error:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-        if not isinstance(description, dict):
+        if text is None:
             raise ValueError(f"{path} is a safetensors file but not a steering plan; write one with plan.save(path)")
+        description = parse_json(text, f"the description in {path}")
         if description.get("version") != FORMAT_VERSION:
             raise ValueError(
                 f"{path} is a plan of version {description.get('version')}, this sparsesteer reads {FORMAT_VERSION}"
             )
         try:
             plan = cls(
-                encoder=tensors["encoder"],
-                decoder=tensors["decoder"],
-                rows=tensors["rows"],
-                features=tensors["features"],
+                **_described(description),
+                **{name: tensors[name] for name in _TABLES},
                 delta_bias=tensors.get("delta_bias"),
-                input_norm=InputNorm[description["input_norm"]],
-                scale_rule=OutputScale[description["scale_rule"]],
-                gap=float(description["gap"]),
-                preserve_norm=bool(description["preserve_norm"]),
-                k=int(description["k"]),
-                reconstruct=bool(description["reconstruct"]),
-                site=Site(**description["site"]),
-                sae_digest=description["sae_digest"],
             )
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a complete steering plan: {error!r}") from error
-        plan._check_finite(path)
-        if sae is None:
-            return plan
-        if sae.digest != plan.sae_digest:
-            raise ValueError(f"{path} was made from another SAE (digest {plan.sae_digest}, given {sae.digest})")
-        return replace(plan, sae=sae) if plan.needs_sae else plan
+        plan._check_values(path)
+        return plan if sae is None else plan._attached(sae, path)
 
-    def _check_finite(self, path: object) -> None:
+    def _attached(self, sae: "SAE", path: object) -> "SteeringPlan":
+        """The plan beside the SAE it was made from, on its device."""
+        if sae.digest != self.sae_digest:
+            raise ValueError(
+                f"{path} was made from another SAE (digest {self.sae_digest}, given {sae.digest}); "
+                "if only the activation differs, give sae.with_activation(...)"
+            )
+        if len(self) and int(self.features.max()) >= sae.d_sae:
+            raise ValueError(f"{path}: feature {int(self.features.max())} is out of range, the SAE has {sae.d_sae}")
+        return replace(self, sae=sae if self.needs_sae else None).to(sae.device)
+
+    def _check_values(self, path: object) -> None:
         for name in ("encoder", "decoder", "delta_bias"):
             tensor = getattr(self, name)
             if tensor is not None and not torch.isfinite(tensor).all():
                 raise ValueError(f"{path}: {name} has NaN or infinite values")
         if torch.isnan(self.rows).any():
             raise ValueError(f"{path}: rows have NaN values")
+        if (torch.cat([self.features, self.constant_features]) < 0).any():
+            raise ValueError(f"{path}: a feature is counted from 0, features hold negative numbers")
+
+
+def _described(description: dict) -> dict:
+    """The arguments of a plan that are not tensors, out of a file's description, their types checked."""
+    fields = {"preserve_norm": bool, "k": int, "reconstruct": bool, "gap": float}
+    found: dict = {name: _typed(description, name, kind) for name, kind in fields.items()}
+    site = {name: _typed(description["site"], name, (str, type(None))) for name in description["site"]}
+    return found | {
+        "input_norm": InputNorm[_typed(description, "input_norm", str)],
+        "scale_rule": OutputScale[_typed(description, "scale_rule", str)],
+        "site": Site(**site),
+        "sae_digest": _typed(description, "sae_digest", (str, type(None))),
+    }
+
+
+def _typed(description: dict, name: str, kind: type | tuple[type, ...]) -> Any:
+    value = description[name]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{name} is {value!r}")
+    return value

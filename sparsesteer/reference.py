@@ -47,6 +47,15 @@ def output_scale(x: Tensor, d: Tensor, rule: int, gap: float) -> Tensor | float:
     return 1.0
 
 
+def undo_input_norm(out: Tensor, x: Tensor, input_norm: int) -> Tensor:
+    """A reconstruction [N, D] of the normalised x back at the scale (and mean) of x [N, D]."""
+    if input_norm == InputNorm.LAYER_NORM:
+        return out * x.std(-1, keepdim=True) + x.mean(-1, keepdim=True)
+    if input_norm == InputNorm.CONSTANT_NORM:
+        return out * x.norm(dim=-1, keepdim=True) / math.sqrt(x.shape[-1])
+    return out
+
+
 def activate(z: Tensor, rows: Tensor) -> Tensor:
     """Feature activations f of pre-activations z, both [N, M]; rows [M, 10]."""
     f = torch.maximum(rows[:, Column.SLOPE] * z + rows[:, Column.SHIFT], rows[:, Column.FLOOR])
@@ -120,9 +129,7 @@ def steer(
     x = read_input(x, residual)
     z = (x @ encoder.to(x.dtype).T) * input_scale(x, input_norm) + rows[:, Column.BIAS].to(x.dtype)
     d = edit_deltas(activate(z, rows.to(x.dtype)), rows.to(x.dtype))
-    return apply_deltas(
-        x, into, d, decoder, delta_bias, token_strength, strength, scale_rule, gap, preserve_norm
-    )
+    return apply_deltas(x, into, d, decoder, delta_bias, token_strength, strength, scale_rule, gap, preserve_norm)
 
 
 def rank_within(z: Tensor, features: Tensor) -> Tensor:
@@ -131,9 +138,11 @@ def rank_within(z: Tensor, features: Tensor) -> Tensor:
     z [N, F], features [M] -> int64 [N, M]. Loops over the M features: nothing N x F x M is made.
     """
     index = torch.arange(z.shape[1], device=z.device)
-    ranks = [
-        ((z > z[:, j : j + 1]) | ((z == z[:, j : j + 1]) & (index < j))).sum(-1) for j in features.tolist()
-    ]
+    ranks = []
+    for i in range(len(features)):
+        feature = features[i : i + 1]
+        own = z.index_select(1, feature)
+        ranks.append(((z > own) | ((z == own) & (index < feature))).sum(-1))
     return torch.stack(ranks, -1) if ranks else z.new_zeros(len(z), 0, dtype=torch.int64)
 
 
@@ -162,9 +171,7 @@ def steer_topk(
     rows = rows.to(x.dtype)
     f = torch.where(active, activate(z[:, features], rows), torch.zeros((), dtype=x.dtype, device=x.device))
     d = edit_deltas(f, rows)
-    return apply_deltas(
-        x, into, d, decoder, delta_bias, token_strength, strength, scale_rule, gap, preserve_norm
-    )
+    return apply_deltas(x, into, d, decoder, delta_bias, token_strength, strength, scale_rule, gap, preserve_norm)
 
 
 def dense_codes(
@@ -239,10 +246,7 @@ def steer_reconstruct(
     out = codes @ decoder.to(x.dtype) + decoder_bias.to(x.dtype)
     if delta_bias is not None:
         out = out + delta_bias.to(x.dtype)
-    if input_norm == InputNorm.LAYER_NORM:
-        out = out * x.std(-1, keepdim=True) + x.mean(-1, keepdim=True)
-    elif input_norm == InputNorm.CONSTANT_NORM:
-        out = out * x.norm(dim=-1, keepdim=True) / math.sqrt(x.shape[-1])
+    out = undo_input_norm(out, x, input_norm)
     touched = torch.ones(len(x), 1, dtype=torch.bool, device=x.device)
     return write_change(into, out - into.to(x.dtype), touched, token_strength, strength, preserve_norm)
 

@@ -1,34 +1,29 @@
-"""A sparse autoencoder: weights, activation, normalisation, provenance; and how edits become a plan."""
+"""A sparse autoencoder: weights, activation, normalisation, provenance."""
 
+import copy
 import hashlib
-import math
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+import os
+from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from sparsesteer import reference
-from sparsesteer._layout import Column, InputNorm, OutputScale
-from sparsesteer.activations import Activation, Gated, Slots, TopK
+from sparsesteer import reference, weights
+from sparsesteer.activations import Activation, Gated, TopK
 from sparsesteer.edits import Edit
+from sparsesteer.lowering import NORMALIZATIONS, fold_decoder, fold_encoder, lower
 from sparsesteer.plans import SteeringPlan
 from sparsesteer.site import Site
-from sparsesteer.storage import StoredTensor
+from sparsesteer.weights import Matrix
 
-if TYPE_CHECKING:
-    import os
-
-NORMALIZATIONS = {
-    "none": (InputNorm.NONE, OutputScale.ONE),
-    "layer_norm": (InputNorm.LAYER_NORM, OutputScale.STD),
-    "constant_norm_rescale": (InputNorm.CONSTANT_NORM, OutputScale.RMS),
-}
 _DIGEST_ROWS = 16
 
 
 class SAE:
     """Sparse autoencoder f = act((norm(x) - b_dec) W_enc + b_enc), x ~ denorm(f W_dec + b_dec).
+
+    Weights are constants: shared with the caller, never copied, no gradient flows to them.
 
     Args:
         W_enc: [D, F]; a tensor, or a stored one of which plans read only the columns they need.
@@ -43,14 +38,14 @@ class SAE:
 
     Raises:
         ValueError: shapes that disagree, NaN or infinite weights, an unknown normalisation.
-        TypeError: integer weights.
+        TypeError: integer weights, something else than an activation.
     """
 
     def __init__(
         self,
         *,
-        W_enc: Tensor | StoredTensor,
-        W_dec: Tensor | StoredTensor,
+        W_enc: Matrix,
+        W_dec: Matrix,
         b_enc: Tensor | None = None,
         b_dec: Tensor | None = None,
         activation: Activation,
@@ -60,39 +55,40 @@ class SAE:
         site: Site | None = None,
         feature_maximum: Tensor | None = None,
     ) -> None:
-        _check_matrices(W_enc, W_dec)
+        weights.check_matrices(W_enc, W_dec)
         width, n_features = W_enc.shape
+        device = weights.device_of(W_enc)
         if normalize not in NORMALIZATIONS:
             raise ValueError(f"SAE: normalize should be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}")
-        if isinstance(activation, Gated) and b_enc is not None and bool((b_enc != 0).any()):
+        _check_activation(activation, n_features)
+        if isinstance(activation, Gated) and b_enc is not None and b_enc.any():
             raise ValueError("SAE: a gated SAE has b_gate and b_mag in place of b_enc; leave b_enc out")
-        if not isinstance(activation, Activation):
-            raise TypeError(f"SAE: activation should be ss.ReLU(), ss.TopK(k), ..., got {activation!r}")
-        self.W_enc, self.W_dec = W_enc, W_dec
-        self.b_enc = torch.zeros(n_features) if b_enc is None else b_enc
-        self.b_dec = torch.zeros(W_dec.shape[1]) if b_dec is None else b_dec
-        for name, bias, length in (("b_enc", self.b_enc, n_features), ("b_dec", self.b_dec, W_dec.shape[1])):
-            if tuple(bias.shape) != (length,):
-                raise ValueError(f"SAE: {name} should have shape [{length}], got {list(bias.shape)}")
-            _check_finite(name, bias)
-        for name, matrix in (("W_enc", W_enc), ("W_dec", W_dec)):
-            if isinstance(matrix, Tensor):
-                _check_finite(name, matrix)
-        if isinstance(activation, Slots):
-            activation = replace(activation, n_features=n_features)
-        activation.check(n_features)
-        self.activation = activation
+        b_enc = torch.zeros(n_features) if b_enc is None else b_enc
+        b_dec = torch.zeros(width) if b_dec is None else b_dec
+        weights.check_vector("b_enc", b_enc, n_features)
+        weights.check_vector("b_dec", b_dec, width)
+        if feature_maximum is not None:
+            weights.check_vector("feature_maximum", feature_maximum, n_features)
+            feature_maximum = feature_maximum.to(device)
+        self.W_enc, self.W_dec = weights.constant(W_enc), weights.constant(W_dec)
+        self.b_enc, self.b_dec = b_enc.detach().to(device), b_dec.detach().to(device)
+        self.activation = activation.to(device)
         self.normalize = normalize
         self.apply_b_dec_to_input = apply_b_dec_to_input
         self.rescale_acts_by_decoder_norm = rescale_acts_by_decoder_norm
         self.site = site or Site()
         self.feature_maximum = feature_maximum
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what was computed from the weights."""
         self._digest: str | None = None
-        self._whole_encoder: tuple[Tensor, Tensor] | None = None
-        self._whole_decoder: tuple[Tensor, Tensor] | None = None
+        self._encoder: tuple[Tensor, Tensor] | None = None
+        self._decoder: tuple[Tensor, Tensor] | None = None
+        self._elsewhere: WeakValueDictionary[torch.device, SAE] = WeakValueDictionary()
 
     @staticmethod
-    def load_from_disk(path: "str | os.PathLike") -> "SAE":
+    def load_from_disk(path: str | os.PathLike) -> "SAE":
         """Read an SAE folder (``loaders.load_from_disk``); large matrices stay on disk until they are needed."""
         from sparsesteer import loaders
 
@@ -132,24 +128,35 @@ class SAE:
         return f"SAE(D={self.d_in}, F={self.d_sae}, {kind}, normalize={self.normalize!r}, {self.site})"
 
     def to(self, device: torch.device | str) -> "SAE":
-        """The SAE on another device; itself if it is there already."""
-        if torch.device(device) == self.device:
+        """The SAE on another device, itself if it is there already; the same copy as long as one is alive."""
+        device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0"
+        if device == self.device:
             return self
-        activation = replace(
-            self.activation,
-            **{name: value.to(device) for name, value in vars(self.activation).items() if isinstance(value, Tensor)},
-        )
-        moved = SAE.__new__(SAE)
-        moved.__dict__.update(self.__dict__)
-        moved.activation = activation
-        moved.W_enc, moved.W_dec = _whole(self.W_enc).to(device), _whole(self.W_dec).to(device)
-        moved.b_enc, moved.b_dec = self.b_enc.to(device), self.b_dec.to(device)
-        moved._whole_encoder = moved._whole_decoder = None
+        moved = self._elsewhere.get(device)
+        if moved is None:
+            moved = copy.copy(self)
+            moved._forget()
+            moved._digest = self._digest
+            moved.W_enc = weights.whole("W_enc", self.W_enc).to(device)
+            moved.W_dec = weights.whole("W_dec", self.W_dec).to(device)
+            moved.b_enc, moved.b_dec = self.b_enc.to(device), self.b_dec.to(device)
+            moved.activation = self.activation.to(device)
+            if self.feature_maximum is not None:
+                moved.feature_maximum = self.feature_maximum.to(device)
+            self._elsewhere[device] = moved
         return moved
+
+    def with_activation(self, activation: Activation) -> "SAE":
+        """The same weights, shared, under another activation, e.g. ``ReLU()`` without TopK's mask."""
+        _check_activation(activation, self.d_sae)
+        other = copy.copy(self)
+        other._forget()
+        other.activation = activation.to(self.device)
+        return other
 
     def encode(self, h: Tensor) -> Tensor:
         """All activations f [..., F] of h [..., D], dense, in the units of SAELens's ``hook_sae_acts_post``."""
-        self._check_width(h)
+        _check_last("encode", "h", h, self.d_in)
         encoder, table = self.whole_encoder()
         x = reference.read_input(h.reshape(-1, self.d_in), None)
         k = self.activation.k if isinstance(self.activation, TopK) else 0
@@ -162,14 +169,17 @@ class SAE:
         Args:
             like: the tensor [..., D] that was encoded, whose mean and scale a normalising SAE gives back.
         """
-        if like is None and self.normalize != "none":
-            raise ValueError(f"SAE.decode: normalize={self.normalize!r} needs the encoded tensor: decode(f, like=h)")
+        _check_last("decode", "f", f, self.d_sae)
         decoder, bias = self.whole_decoder()
-        out = f.to(decoder.dtype) @ decoder + bias
-        if like is not None and self.normalize == "layer_norm":
-            out = out * like.std(-1, keepdim=True) + like.mean(-1, keepdim=True)
-        elif like is not None and self.normalize == "constant_norm_rescale":
-            out = out * like.norm(dim=-1, keepdim=True) / math.sqrt(self.d_in)
+        dtype = torch.promote_types(f.dtype, decoder.dtype)
+        out = f.to(dtype) @ decoder.to(dtype) + bias
+        if self.normalize != "none":
+            if like is None:
+                raise ValueError(
+                    f"SAE.decode: normalize={self.normalize!r} needs the encoded tensor: decode(f, like=h)"
+                )
+            _check_last("decode", "like", like, self.d_in)
+            out = reference.undo_input_norm(out, like.to(dtype), NORMALIZATIONS[self.normalize][0])
         return out.to(f.dtype)
 
     def plan(
@@ -192,39 +202,12 @@ class SAE:
         """
         if not isinstance(edit, Edit):
             raise TypeError(f"SAE.plan takes an Edit, got {type(edit).__name__}; write Edit.set({{feature: value}})")
-        for feature in edit.features:
-            if feature >= self.d_sae:
-                raise ValueError(f"SAE.plan: feature {feature} is out of range, this SAE has 0 to {self.d_sae - 1}")
-        activation = self.activation if activation is None else activation
-        if isinstance(activation, Slots) and activation.n_features is None:
-            activation = replace(activation, n_features=self.d_sae)
-        activation.check(self.d_sae)
-        live = [c for c in edit.changes if not c.is_constant()]
-        constant = [c for c in edit.changes if c.is_constant() and c.c0 != 0]
-        features = torch.tensor([c.feature for c in live], dtype=torch.int64)
-        encoder, bias = self._encoder_rows(features)
-        rows = activation.table(features, bias)
-        for i, change in enumerate(live):
-            rows[i, Column.C0 : Column.GATE] = torch.tensor([change.c0, change.c1, change.c2, change.knot])
-            rows[i, Column.GATE] = float(change.when_active)
-        input_norm, scale_rule = NORMALIZATIONS[self.normalize]
-        k = activation.k if isinstance(activation, TopK) and (live or reconstruct) else 0
-        plan = SteeringPlan(
-            encoder=encoder,
-            decoder=self._decoder_rows(features),
-            rows=rows,
-            features=features,
-            delta_bias=self._constant_part(constant),
-            input_norm=input_norm,
-            scale_rule=scale_rule,
-            preserve_norm=preserve_norm,
-            k=k,
-            reconstruct=reconstruct,
-            site=self.site,
-            sae_digest=self.digest,
-            sae=self if reconstruct or k else None,
-        )
-        return plan.to(self.device) if self.device.type != "cpu" else plan
+        if activation is None:
+            return lower(self, edit, self.activation, reconstruct, preserve_norm)
+        if reconstruct:
+            return self.with_activation(activation).plan(edit, reconstruct=True, preserve_norm=preserve_norm)
+        _check_activation(activation, self.d_sae)
+        return lower(self, edit, activation.to(self.device), reconstruct, preserve_norm)
 
     @property
     def digest(self) -> str:
@@ -235,123 +218,42 @@ class SAE:
         if self._digest is None:
             sha = hashlib.sha256()
             rules = (self.normalize, self.apply_b_dec_to_input, self.rescale_acts_by_decoder_norm)
-            sha.update(repr((self.d_in, self.d_sae, type(self.activation).__name__, rules)).encode())
-            values = [v for _, v in sorted(vars(self.activation).items()) if not isinstance(v, Activation)]
-            for value in (*values, self.b_enc, self.b_dec):
+            sha.update(repr((self.d_in, self.d_sae, *rules)).encode())
+            for value in (*self.activation.contents(), self.b_enc, self.b_dec):
                 sha.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
             for matrix in (self.W_enc, self.W_dec):
-                sha.update(_bytes(_rows(matrix, torch.linspace(0, matrix.shape[0] - 1, _DIGEST_ROWS).long())))
+                spread = torch.arange(_DIGEST_ROWS) * (matrix.shape[0] - 1) // (_DIGEST_ROWS - 1)
+                sha.update(_bytes(weights.rows(matrix, spread)))
             self._digest = sha.hexdigest()
         return self._digest
 
     def whole_encoder(self) -> tuple[Tensor, Tensor]:
         """(encoder rows [F, D], row table [F, 10] without edits) of every feature, for ops that need them all."""
-        if self._whole_encoder is None:
-            self._whole_encoder = self._fold(_whole(self.W_enc).T, torch.arange(self.d_sae))
-        encoder, bias = self._whole_encoder
-        return encoder, self.activation.table(torch.arange(self.d_sae), bias)
+        if self._encoder is None:
+            features = torch.arange(self.d_sae, device=self.device)
+            encoder, bias = fold_encoder(self, weights.whole("W_enc", self.W_enc).T, features)
+            self._encoder = encoder, self.activation.table(features, bias, self.d_sae)
+        return self._encoder
 
     def whole_decoder(self) -> tuple[Tensor, Tensor]:
         """(decoder rows [F, D], bias [D]) such that the reconstruction is f @ rows + bias."""
-        if self._whole_decoder is None:
-            decoder = _compute(_whole(self.W_dec))
-            if self.rescale_acts_by_decoder_norm:
-                decoder = decoder / decoder.norm(dim=-1, keepdim=True)
-            self._whole_decoder = decoder, _compute(self.b_dec)
-        return self._whole_decoder
-
-    def _encoder_rows(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        rows = _columns(self.W_enc, features)
-        _check_finite("W_enc", rows, features)
-        return self._fold(rows, features)
-
-    def _fold(self, rows: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder rows [M, D] and biases [M] with b_dec, decoder norms and layer_norm's centring folded in."""
-        rows = _compute(rows)
-        bias = torch.zeros(len(features), dtype=torch.float64, device=rows.device)
-        if not isinstance(self.activation, Gated):
-            bias = self.b_enc[features].double()
-        if self.apply_b_dec_to_input and bool((self.b_dec != 0).any()):
-            bias = bias - (rows @ _compute(self.b_dec).to(rows.dtype)).double() if len(features) > 4096 else (
-                bias - rows.double() @ self.b_dec.double()
-            )
-        if self.rescale_acts_by_decoder_norm:
-            norms = self._decoder_norms(features)
-            rows, bias = rows * norms[:, None], bias * norms.double()
-        if self.normalize == "layer_norm":
-            rows = rows - rows.mean(-1, keepdim=True)
-        return rows, bias.to(rows.dtype)
-
-    def _decoder_norms(self, features: Tensor) -> Tensor:
-        return _compute(_rows(self.W_dec, features)).norm(dim=-1)
-
-    def _decoder_rows(self, features: Tensor) -> Tensor:
-        rows = _compute(_rows(self.W_dec, features))
-        _check_finite("W_dec", rows, features)
-        if self.rescale_acts_by_decoder_norm:
-            rows = rows / rows.norm(dim=-1, keepdim=True)
-        return rows
-
-    def _constant_part(self, changes: list) -> Tensor | None:
-        if not changes:
-            return None
-        rows = self._decoder_rows(torch.tensor([c.feature for c in changes]))
-        values = torch.tensor([c.c0 for c in changes], dtype=torch.float64, device=rows.device)
-        return (values @ rows.double()).to(rows.dtype)
-
-    def _check_width(self, h: Tensor) -> None:
-        if not h.is_floating_point():
-            raise TypeError(f"SAE: h should be a floating point tensor, got {h.dtype}")
-        if h.dim() == 0 or h.shape[-1] != self.d_in:
-            raise ValueError(f"SAE: h should have shape [..., {self.d_in}], got {list(h.shape)}")
+        if self._decoder is None:
+            decoder = fold_decoder(self, weights.whole("W_dec", self.W_dec))
+            self._decoder = decoder, weights.at_least_fp32(self.b_dec)
+        return self._decoder
 
 
-def _check_matrices(W_enc: Tensor | StoredTensor, W_dec: Tensor | StoredTensor) -> None:
-    for name, matrix in (("W_enc", W_enc), ("W_dec", W_dec)):
-        if len(matrix.shape) != 2 or 0 in matrix.shape:
-            raise ValueError(f"SAE: {name} should be a matrix, got shape {list(matrix.shape)}")
-        if not matrix.dtype.is_floating_point:
-            raise TypeError(f"SAE: {name} should be floating point, got {matrix.dtype}")
-    if tuple(W_dec.shape) != (W_enc.shape[1], W_enc.shape[0]):
-        raise ValueError(
-            f"SAE: W_enc is [D, F] and W_dec is [F, D]; got {list(W_enc.shape)} and {list(W_dec.shape)}, "
-            "which disagree (is one of them transposed?)"
-        )
+def _check_activation(activation: object, n_features: int) -> None:
+    if not isinstance(activation, Activation):
+        raise TypeError(f"SAE: activation should be ss.ReLU(), ss.TopK(k), ..., got {activation!r}")
+    activation.check(n_features)
 
 
-def _check_finite(name: str, tensor: Tensor, features: Tensor | None = None) -> None:
-    # a sum is finite unless a term is not (or it overflows), and needs no mask of the tensor's size
-    if math.isfinite(tensor.sum(dtype=torch.float64).item()) if tensor.numel() else True:
-        return
-    bad = (~torch.isfinite(tensor)).nonzero()
-    if len(bad):
-        where = bad[0].tolist()
-        if features is not None:
-            where[0] = int(features[where[0]])
-        raise ValueError(f"SAE: {name} has NaN or infinite values, the first at {where}; the file may be damaged")
-
-
-def _compute(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def _whole(matrix: Tensor | StoredTensor) -> Tensor:
-    if isinstance(matrix, StoredTensor):
-        loaded = matrix.load()
-        _check_finite(matrix.path.name, loaded)
-        return loaded
-    return matrix
-
-
-def _rows(matrix: Tensor | StoredTensor, indices: Tensor) -> Tensor:
-    return matrix.rows(indices) if isinstance(matrix, StoredTensor) else matrix[indices.to(matrix.device)]
-
-
-def _columns(matrix: Tensor | StoredTensor, indices: Tensor) -> Tensor:
-    """Columns as contiguous rows [M, height]."""
-    if isinstance(matrix, StoredTensor):
-        return matrix.columns(indices)
-    return matrix[:, indices.to(matrix.device)].T.contiguous()
+def _check_last(method: str, name: str, tensor: Tensor, width: int) -> None:
+    if not tensor.is_floating_point():
+        raise TypeError(f"SAE.{method}: {name} should be a floating point tensor, got {tensor.dtype}")
+    if tensor.dim() == 0 or tensor.shape[-1] != width:
+        raise ValueError(f"SAE.{method}: {name} should have shape [..., {width}], got {list(tensor.shape)}")
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -35,13 +35,20 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
     def load(self) -> Tensor:
         """The whole tensor."""
         return self._read(0, math.prod(self.shape)).view(self.shape)
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows ``indices`` [M] of a matrix, [M, width]."""
-        width = self.shape[1]
+        height, width = self.shape
+        if bool(((indices < 0) | (indices >= height)).any()):
+            raise IndexError(f"{self.path}: rows {indices.tolist()} of a matrix of {height} rows")
         picked = torch.empty(len(indices), width, dtype=self.dtype)
         with open(self.path, "rb", buffering=0) as file:
             for i, row in enumerate(indices.tolist()):
@@ -69,7 +76,7 @@ class StoredTensor:
 
     def _read_into(self, tensor: Tensor, descriptor: int, first: int) -> None:
         """Fill a contiguous tensor with the elements from ``first`` on."""
-        target = memoryview(tensor.view(torch.uint8).view(-1).numpy()) if tensor.numel() else memoryview(b"")
+        target = tensor.view(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
         position = self.offset + first * self.dtype.itemsize
         while len(target):
             n = os.preadv(descriptor, [target], position)
@@ -91,17 +98,32 @@ def open_safetensors(path: str | os.PathLike) -> dict[str, StoredTensor]:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
         if not 2 <= length <= min(_MAX_HEADER, size - 8):
             raise ValueError(f"{path} is not a safetensors file, or is truncated ({size} bytes)")
-        try:
-            header = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a safetensors file: its header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise ValueError(f"{path} is not a safetensors file: its header is not an object")
+        header = parse_json(file.read(length), f"the header of {path}")
     header.pop("__metadata__", None)
-    return {name: _stored(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
+    _check_layout(path, tensors, 8 + length, size)
+    return tensors
 
 
-def _stored(path: Path, name: str, entry: object, data_start: int, size: int) -> StoredTensor:
+def parse_json(text: str | bytes, where: str) -> dict:
+    """A JSON object whose names are all different. Raises ValueError for anything else."""
+    try:
+        parsed = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not readable as JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise ValueError(f"{where} should be a JSON object, got {type(parsed).__name__}")
+    return parsed
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
+    names = dict(pairs)
+    if len(names) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return names
+
+
+def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTensor:
     try:
         dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])  # type: ignore[index]
         begin, end = entry["data_offsets"]  # type: ignore[index]
@@ -111,6 +133,17 @@ def _stored(path: Path, name: str, entry: object, data_start: int, size: int) ->
         raise ValueError(f"{path}: the header entry of {name} has a shape or offset that is not a whole number")
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{path}: {name} of shape {list(shape)} and {dtype} does not take {end - begin} bytes")
-    if data_start + end > size:
-        raise ValueError(f"{path} is truncated: {name} ends at byte {data_start + end}, the file at {size}")
     return StoredTensor(path, data_start + begin, shape, dtype)
+
+
+def _check_layout(path: Path, tensors: dict[str, StoredTensor], data_start: int, size: int) -> None:
+    """Raise ValueError unless the tensors fill the file one after the other, as the format demands."""
+    position = data_start
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if tensor.offset != position:
+            raise ValueError(f"{path}: {name} begins at byte {tensor.offset}, the tensor before it ends at {position}")
+        position += tensor.nbytes
+    if position > size:
+        raise ValueError(f"{path} is truncated: its tensors end at byte {position}, the file at {size}")
+    if position < size:
+        raise ValueError(f"{path}: {size - position} bytes follow the last tensor; the file may be damaged")

@@ -1,0 +1,116 @@
+"""From an SAE's weights to the rows that kernels read: folding, and the tables of an edit."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sparsesteer import weights
+from sparsesteer._layout import N_COLUMNS, Column, InputNorm, OutputScale
+from sparsesteer.activations import Gated, TopK
+from sparsesteer.edits import Edit, FeatureEdit
+from sparsesteer.plans import SteeringPlan
+
+if TYPE_CHECKING:
+    from sparsesteer.activations import Activation
+    from sparsesteer.sae import SAE
+
+NORMALIZATIONS = {
+    "none": (InputNorm.NONE, OutputScale.ONE),
+    "layer_norm": (InputNorm.LAYER_NORM, OutputScale.STD),
+    "constant_norm_rescale": (InputNorm.CONSTANT_NORM, OutputScale.RMS),
+}
+_BAND_ROWS = 4096
+
+
+def lower(sae: "SAE", edit: Edit, activation: "Activation", reconstruct: bool, preserve_norm: bool) -> SteeringPlan:
+    """The plan of an edit; of the SAE's matrices only the edited features' columns and rows are read."""
+    for feature in edit.features:
+        if feature >= sae.d_sae:
+            raise ValueError(f"SAE.plan: feature {feature} is out of range, this SAE has 0 to {sae.d_sae - 1}")
+    constant = [change for change in edit.changes if change.is_constant()]
+    encoded = [change for change in edit.changes if not change.is_constant()]
+    features = _features(encoded, sae)
+    rows = weights.columns(sae.W_enc, features)
+    weights.check_finite_rows("W_enc", rows, features)
+    encoder, bias = fold_encoder(sae, rows, features)
+    table = activation.table(features, bias, sae.d_sae)
+    table[:, Column.C0 :] = _edit_columns(encoded, table)
+    input_norm, scale_rule = NORMALIZATIONS[sae.normalize]
+    k = activation.k if isinstance(activation, TopK) else 0
+    return SteeringPlan(
+        encoder=encoder,
+        decoder=_decoder_rows(sae, features),
+        rows=table,
+        features=features,
+        constant_features=_features(constant, sae),
+        delta_bias=_constant_part(sae, constant),
+        input_norm=input_norm,
+        scale_rule=scale_rule,
+        preserve_norm=preserve_norm,
+        k=k,
+        reconstruct=reconstruct,
+        site=sae.site,
+        sae_digest=sae.digest,
+        sae=sae if reconstruct or (k and encoded) else None,
+    )
+
+
+def fold_encoder(sae: "SAE", rows: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    """Encoder rows [M, D] and biases [M] with b_dec, decoder norms and layer_norm's centring folded in."""
+    rows = weights.at_least_fp32(rows)
+    if isinstance(sae.activation, Gated):
+        bias = rows.new_zeros(len(features), dtype=torch.float64)
+    else:
+        bias = sae.b_enc[features].double()
+    if sae.apply_b_dec_to_input and sae.b_dec.any():
+        b_dec = sae.b_dec.double()
+        bias = bias - torch.cat([band.double() @ b_dec for band in rows.split(_BAND_ROWS)])
+    if sae.rescale_acts_by_decoder_norm:
+        norms = weights.at_least_fp32(weights.rows(sae.W_dec, features)).norm(dim=-1)
+        rows, bias = rows * norms[:, None], bias * norms.double()
+    if sae.normalize == "layer_norm":
+        rows = rows - rows.mean(-1, keepdim=True)
+    return rows, bias.to(rows.dtype)
+
+
+def fold_decoder(sae: "SAE", rows: Tensor) -> Tensor:
+    """Decoder rows [M, D] for activations in the SAE's units; a row of zeros stays one."""
+    rows = weights.at_least_fp32(rows)
+    if not sae.rescale_acts_by_decoder_norm:
+        return rows
+    norms = rows.norm(dim=-1, keepdim=True)
+    return rows / torch.where(norms > 0, norms, torch.ones_like(norms))
+
+
+def _features(changes: list[FeatureEdit], sae: "SAE") -> Tensor:
+    return torch.tensor([c.feature for c in changes], dtype=torch.int64, device=sae.device)
+
+
+def _decoder_rows(sae: "SAE", features: Tensor) -> Tensor:
+    rows = weights.rows(sae.W_dec, features)
+    weights.check_finite_rows("W_dec", rows, features)
+    return fold_decoder(sae, rows)
+
+
+def _edit_columns(changes: list[FeatureEdit], table: Tensor) -> Tensor:
+    """Columns C0 to GATE of a row table, [M, 5]."""
+    values = [(c.c0, c.c1, c.c2, c.knot, float(c.when_active)) for c in changes]
+    columns = torch.tensor(values, dtype=table.dtype, device=table.device)
+    return _representable(columns.view(len(changes), N_COLUMNS - Column.C0))
+
+
+def _constant_part(sae: "SAE", changes: list[FeatureEdit]) -> Tensor | None:
+    """The sum of all constant edits [D]; None if there is none, so that no token is touched."""
+    changes = [c for c in changes if c.c0 != 0]
+    if not changes:
+        return None
+    rows = _decoder_rows(sae, _features(changes, sae))
+    values = torch.tensor([c.c0 for c in changes], dtype=torch.float64, device=rows.device)
+    return _representable((values @ rows.double()).to(rows.dtype))
+
+
+def _representable(values: Tensor) -> Tensor:
+    if not torch.isfinite(values).all():
+        raise ValueError(f"SAE.plan: the edit's values are too large for {values.dtype}")
+    return values

@@ -1,0 +1,98 @@
+"""Matrices of an SAE, in memory or in a file: the same few questions asked of both."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sparsesteer.storage import StoredTensor
+
+Matrix = Tensor | StoredTensor
+
+
+def check_matrices(W_enc: Matrix, W_dec: Matrix) -> None:
+    """Raise unless W_enc is a floating point [D, F] and W_dec a floating point [F, D]."""
+    for name, matrix in (("W_enc", W_enc), ("W_dec", W_dec)):
+        if not isinstance(matrix, Matrix):
+            raise TypeError(f"SAE: {name} should be a tensor, got {type(matrix).__name__}")
+        if len(matrix.shape) != 2 or 0 in matrix.shape:
+            raise ValueError(f"SAE: {name} should be a matrix, got shape {list(matrix.shape)}")
+        check_floating(name, matrix)
+        if isinstance(matrix, Tensor):
+            check_finite(name, matrix)
+    if tuple(W_dec.shape) != (W_enc.shape[1], W_enc.shape[0]):
+        raise ValueError(
+            f"SAE: W_enc is [D, F] and W_dec is [F, D]; got {list(W_enc.shape)} and {list(W_dec.shape)}, "
+            "which disagree (is one of them transposed?)"
+        )
+    if device_of(W_enc) != device_of(W_dec):
+        raise ValueError(f"SAE: W_enc is on {device_of(W_enc)}, W_dec on {device_of(W_dec)}; move one of them")
+
+
+def check_vector(name: str, vector: Tensor, length: int) -> None:
+    """Raise unless ``vector`` is a finite floating point [length]."""
+    if tuple(vector.shape) != (length,):
+        raise ValueError(f"SAE: {name} should have shape [{length}], got {list(vector.shape)}")
+    check_floating(name, vector)
+    check_finite(name, vector)
+
+
+def check_floating(name: str, tensor: Matrix) -> None:
+    """Raise TypeError for integers, booleans and complex numbers."""
+    if not tensor.dtype.is_floating_point:
+        raise TypeError(f"SAE: {name} should be floating point, got {tensor.dtype}")
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise ValueError if a value is NaN or infinite."""
+    # a sum is finite unless a term is not (or it overflows), and needs no mask of the tensor's size
+    if math.isfinite(tensor.sum(dtype=torch.float64).item()):
+        return
+    bad = (~torch.isfinite(tensor)).nonzero()
+    if len(bad):
+        raise ValueError(
+            f"SAE: {name} has NaN or infinite values, the first at {bad[0].tolist()}; the file may be damaged"
+        )
+
+
+def check_finite_rows(name: str, rows: Tensor, features: Tensor) -> None:
+    """Raise ValueError, naming the feature, if a row read for one of ``features`` [M] has NaN or infinite values."""
+    bad = features.to(rows.device)[~torch.isfinite(rows).all(-1)]
+    if len(bad):
+        raise ValueError(f"SAE: {name} has NaN or infinite values at feature {int(bad[0])}; the file may be damaged")
+
+
+def device_of(matrix: Matrix) -> torch.device:
+    """Where a matrix is; a stored one counts as on the CPU."""
+    return matrix.device if isinstance(matrix, Tensor) else torch.device("cpu")
+
+
+def constant(matrix: Matrix) -> Matrix:
+    """The matrix without autograd's interest in it."""
+    return matrix.detach() if isinstance(matrix, Tensor) else matrix
+
+
+def whole(name: str, matrix: Matrix) -> Tensor:
+    """All of it in memory; a file's values are checked as they come in."""
+    if isinstance(matrix, Tensor):
+        return matrix
+    loaded = matrix.load()
+    check_finite(name, loaded)
+    return loaded
+
+
+def rows(matrix: Matrix, indices: Tensor) -> Tensor:
+    """Rows ``indices`` [M] of a matrix, [M, width]."""
+    return matrix[indices.to(matrix.device)] if isinstance(matrix, Tensor) else matrix.rows(indices)
+
+
+def columns(matrix: Matrix, indices: Tensor) -> Tensor:
+    """Columns ``indices`` [M] of a matrix as contiguous rows, [M, height]."""
+    if isinstance(matrix, Tensor):
+        return matrix.index_select(1, indices.to(matrix.device)).T.contiguous()
+    return matrix.columns(indices)
+
+
+def at_least_fp32(tensor: Tensor) -> Tensor:
+    """fp64 stays, all else becomes fp32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
