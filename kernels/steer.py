@@ -1,0 +1,299 @@
+"""``steer`` in Triton: shrink (x to the edits d, or to parts of them) and expand (the edits added to ``into``).
+
+All products with x are finished before the first add, so the result may overwrite x or ``into``. Partial sums are
+added in a fixed order: same input, same bits. Nothing waits for the host, so that CUDA graphs can hold a call.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparsesteer._layout import InputNorm, OutputScale
+from sparsesteer.kernels.rules import (
+    GAP_FILL,
+    edit_deltas,
+    encode_tile,
+    input_scale,
+    load_tile,
+    merge_moments,
+    output_scale,
+    weighted_rows,
+)
+from sparsesteer.kernels.tiling import KEEP_NORM_STEP, SteerTiling, ceil_div, steer_tiling
+from sparsesteer.kernels.write import keep_norm, write_tile
+
+_MOMENT_SCALES = (OutputScale.STD, OutputScale.RMS, OutputScale.NORM)
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def shrink_split(
+    x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride,
+    products_ptr, moments_ptr, n_tokens, n_rows, width, split_width,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, MOMENTS: tl.constexpr,
+):  # fmt: skip
+    """Products [splits, N, M] and moments [2, splits, N] of a part of the width."""
+    tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    split = tl.program_id(2).to(tl.int64)
+    in_tokens, in_rows = tokens < n_tokens, rows < n_rows
+    start = tl.program_id(2) * split_width
+    products, mean, m2 = encode_tile(
+        x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride,
+        tokens, in_tokens, rows, in_rows, start, tl.minimum(start + split_width, width), STEP, MOMENTS,
+    )  # fmt: skip
+    at = split * n_tokens + tokens
+    tl.store(products_ptr + at[:, None] * n_rows + rows[None, :], products, in_tokens[:, None] & in_rows[None, :])
+    if MOMENTS:
+        if tl.program_id(1) == 0:
+            tl.store(moments_ptr + at, mean, in_tokens)
+            tl.store(moments_ptr + tl.num_programs(2).to(tl.int64) * n_tokens + at, m2, in_tokens)
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def shrink_whole(
+    x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride, rows_ptr,
+    d_ptr, live_ptr, total_ptr, scale_ptr, n_tokens, n_rows, width, gap,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, MOMENTS: tl.constexpr,
+    INPUT_NORM: tl.constexpr, SCALE_RULE: tl.constexpr,
+):  # fmt: skip
+    """Finished edits d [N, M]; for each block of rows how many are not 0 and their sum [blocks, N]; scales r [N]."""
+    tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    in_tokens, in_rows = tokens < n_tokens, rows < n_rows
+    products, mean, m2 = encode_tile(
+        x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride,
+        tokens, in_tokens, rows, in_rows, 0, width, STEP, MOMENTS,
+    )  # fmt: skip
+    d = edit_deltas(products, input_scale(mean, m2, tl.cast(width, tl.float32), INPUT_NORM), rows_ptr, rows, in_rows)
+    tl.store(d_ptr + tokens[:, None] * n_rows + rows[None, :], d, in_tokens[:, None] & in_rows[None, :])
+    at = tl.program_id(1).to(tl.int64) * n_tokens + tokens
+    total = tl.sum(d, axis=1)
+    tl.store(live_ptr + at, tl.sum((d != 0).to(tl.int32), axis=1), in_tokens)
+    tl.store(total_ptr + at, total, in_tokens)
+    if SCALE_RULE != GAP_FILL:
+        if tl.program_id(1) == 0:
+            scale = output_scale(mean, m2, tl.cast(width, tl.float32), total, gap, SCALE_RULE)
+            tl.store(scale_ptr + tokens, scale, in_tokens)
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def expand_split(
+    products_ptr, moments_ptr, rows_ptr, decoder_ptr, decoder_stride, bias_ptr,
+    token_strength_ptr, token_strength_stride, into_ptr, into_stride, out_ptr, out_stride, change_ptr, factor_ptr,
+    n_tokens, n_rows, width, split_width, out_width, strength, gap,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, MOMENTS: tl.constexpr,
+    INPUT_NORM: tl.constexpr, SCALE_RULE: tl.constexpr, IN_PLACE: tl.constexpr,
+):  # fmt: skip
+    """Adds up what ``shrink_split`` left, edits, and writes one block of the width."""
+    tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    in_tokens, in_columns = tokens < n_tokens, columns < out_width
+    mean = tl.zeros([TOKENS], tl.float32)
+    m2 = tl.zeros([TOKENS], tl.float32)
+    if MOMENTS:
+        for split in tl.static_range(SPLITS):
+            seen = tl.minimum(split * split_width, width) * 1.0
+            count = tl.minimum((split + 1) * split_width, width) * 1.0 - seen
+            at = tl.cast(n_tokens, tl.int64) * split + tokens
+            part_mean = tl.load(moments_ptr + at, in_tokens, other=0.0)
+            part_m2 = tl.load(moments_ptr + tl.cast(n_tokens, tl.int64) * SPLITS + at, in_tokens, other=0.0)
+            mean, m2 = merge_moments(seen, mean, m2, count, part_mean, part_m2)
+    u = input_scale(mean, m2, tl.cast(width, tl.float32), INPUT_NORM)
+    change = tl.zeros([TOKENS, WIDTH], tl.float32)
+    total = tl.zeros([TOKENS], tl.float32)
+    live = tl.zeros([TOKENS], tl.int32)
+    for first in range(0, n_rows, ROWS):
+        rows = tl.cast(first, tl.int64) + tl.arange(0, ROWS)
+        in_rows = rows < n_rows
+        products = tl.zeros([TOKENS, ROWS], tl.float32)
+        for split in tl.static_range(SPLITS):
+            at = tl.cast(n_tokens, tl.int64) * split + tokens
+            products += load_tile(products_ptr, n_rows, at, in_tokens, rows, in_rows)
+        d = edit_deltas(products, u, rows_ptr, rows, in_rows)
+        block_live = tl.sum((d != 0).to(tl.int32), axis=1)
+        if tl.max(block_live) > 0:
+            decoder = load_tile(decoder_ptr, decoder_stride, rows, in_rows, columns, in_columns)
+            change += weighted_rows(d, decoder)
+        total += tl.sum(d, axis=1)
+        live += block_live
+    scale = output_scale(mean, m2, tl.cast(width, tl.float32), total, gap, SCALE_RULE)
+    write_tile(
+        change, live > 0, scale, strength, token_strength_ptr, token_strength_stride, bias_ptr,
+        into_ptr, into_stride, out_ptr, out_stride, change_ptr, factor_ptr,
+        tokens, in_tokens, columns, in_columns, out_width, IN_PLACE,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["n_tokens"])
+def expand_whole(
+    d_ptr, live_ptr, total_ptr, scale_ptr, decoder_ptr, decoder_stride, bias_ptr,
+    token_strength_ptr, token_strength_stride, into_ptr, into_stride, out_ptr, out_stride, change_ptr, factor_ptr,
+    n_tokens, n_rows, out_width, strength, gap,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    SCALE_RULE: tl.constexpr, IN_PLACE: tl.constexpr,
+):  # fmt: skip
+    """Writes one block of the width from finished edits; blocks of rows without an edit are not read."""
+    tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    in_tokens, in_columns = tokens < n_tokens, columns < out_width
+    change = tl.zeros([TOKENS, WIDTH], tl.float32)
+    total = tl.zeros([TOKENS], tl.float32)
+    live = tl.zeros([TOKENS], tl.int32)
+    for first in range(0, n_rows, ROWS):
+        at = tl.cast(first // ROWS, tl.int64) * n_tokens + tokens
+        block_live = tl.load(live_ptr + at, in_tokens, other=0)
+        if tl.max(block_live) > 0:
+            rows = tl.cast(first, tl.int64) + tl.arange(0, ROWS)
+            in_rows = rows < n_rows
+            d = load_tile(d_ptr, n_rows, tokens, in_tokens, rows, in_rows)
+            decoder = load_tile(decoder_ptr, decoder_stride, rows, in_rows, columns, in_columns)
+            change += weighted_rows(d, decoder)
+        total += tl.load(total_ptr + at, in_tokens, other=0.0)
+        live += block_live
+    if SCALE_RULE == GAP_FILL:
+        scale = tl.where(total != 0, gap / total, 0.0)
+    else:
+        scale = tl.load(scale_ptr + tokens, in_tokens, other=0.0)
+    write_tile(
+        change, live > 0, scale, strength, token_strength_ptr, token_strength_stride, bias_ptr,
+        into_ptr, into_stride, out_ptr, out_stride, change_ptr, factor_ptr,
+        tokens, in_tokens, columns, in_columns, out_width, IN_PLACE,
+    )  # fmt: skip
+
+
+def steer(
+    x: Tensor,  # [N, D]
+    into: Tensor,  # [N, D_out]
+    residual: Tensor | None,  # [N, D]
+    encoder: Tensor,  # [M, D]
+    decoder: Tensor,  # [M, D_out]
+    rows: Tensor,  # [M, 10]
+    delta_bias: Tensor | None,  # [D_out]
+    token_strength: Tensor | None,  # [N]
+    strength: float,
+    input_norm: int,
+    scale_rule: int,
+    gap: float,
+    preserve_norm: bool,
+) -> Tensor:
+    """``reference.steer``; returns [N, D_out]."""
+    out = into.new_empty(into.shape)
+    steer_out(
+        x, into, residual, encoder, decoder, rows, delta_bias, token_strength,
+        strength, input_norm, scale_rule, gap, preserve_norm, out=out,
+    )  # fmt: skip
+    return out
+
+
+def steer_out(
+    x: Tensor,
+    into: Tensor,
+    residual: Tensor | None,
+    encoder: Tensor,
+    decoder: Tensor,
+    rows: Tensor,
+    delta_bias: Tensor | None,
+    token_strength: Tensor | None,
+    strength: float,
+    input_norm: int,
+    scale_rule: int,
+    gap: float,
+    preserve_norm: bool,
+    *,
+    out: Tensor,  # [N, D_out], may be x or into
+) -> None:
+    """``steer`` written to ``out``, whose rows need unit stride."""
+    n, out_width = out.shape
+    if out_width > 1 and out.stride(1) != 1:
+        raise ValueError(f"steer_out: the rows of out should have unit stride, got strides {out.stride()}")
+    if n == 0:
+        return
+    change = out.new_empty(out.shape, dtype=torch.float32) if preserve_norm else None
+    factor = out.new_empty(n, dtype=torch.float32) if preserve_norm else None
+    written = (*_matrix(into), out, out.stride(0))
+    strengths = None if token_strength is None else token_strength.float()[:, None]
+    call = _Call(
+        source=(*_matrix(x), *_matrix(residual), *_matrix(_weights(encoder))),
+        rows=rows.float().contiguous(),
+        decoder=(*_matrix(_weights(decoder)), None if delta_bias is None else delta_bias.float().contiguous()),
+        target=(*_matrix(strengths), *written, change, factor),
+        sizes=(n, len(encoder), x.shape[1], out_width),
+        numbers=(strength, gap),
+        rules={"INPUT_NORM": int(input_norm), "SCALE_RULE": int(scale_rule)},
+        moments=input_norm != InputNorm.NONE or scale_rule in _MOMENT_SCALES,
+        in_place=out.data_ptr() == into.data_ptr() and out.stride() == into.stride(),
+    )
+    tiling = steer_tiling(*call.sizes)
+    with torch.cuda.device_of(x):
+        if tiling.splits > 1:
+            _launch_split(call, tiling)
+        else:
+            _launch_whole(call, tiling)
+        if preserve_norm:
+            keep_norm[(n,)](*written, change, factor, out_width, STEP=KEEP_NORM_STEP)
+
+
+class _Call(NamedTuple):
+    """The arguments of one call, in the groups that the kernels take them in."""
+
+    source: tuple
+    rows: Tensor
+    decoder: tuple
+    target: tuple
+    sizes: tuple[int, int, int, int]
+    numbers: tuple[float, float]
+    rules: dict[str, int]
+    moments: bool
+    in_place: bool
+
+
+def _launch_split(call: _Call, tiling: SteerTiling) -> None:
+    n, m, width, out_width = call.sizes
+    split_width = ceil_div(ceil_div(width, tiling.splits), tiling.shrink_step) * tiling.shrink_step
+    products = call.rows.new_empty(tiling.splits, n, m)
+    moments = call.rows.new_empty(2, tiling.splits, n) if call.moments else None
+    tiles = ceil_div(n, tiling.tokens)
+    shared = {"TOKENS": tiling.tokens, "MOMENTS": call.moments, "num_warps": tiling.warps}
+    shrink_split[tiles, max(1, ceil_div(m, tiling.shrink_rows)), tiling.splits](
+        *call.source, products, moments, n, m, width, split_width,
+        ROWS=tiling.shrink_rows, STEP=tiling.shrink_step, **shared,
+    )  # fmt: skip
+    expand_split[tiles, ceil_div(out_width, tiling.expand_width)](
+        products, moments, call.rows, *call.decoder, *call.target, n, m, width, split_width, out_width, *call.numbers,
+        ROWS=tiling.expand_rows, WIDTH=tiling.expand_width, SPLITS=tiling.splits, IN_PLACE=call.in_place,
+        **call.rules, **shared,
+    )  # fmt: skip
+
+
+def _launch_whole(call: _Call, tiling: SteerTiling) -> None:
+    n, m, width, out_width = call.sizes
+    blocks = max(1, ceil_div(m, tiling.shrink_rows))
+    new = call.rows.new_empty
+    edits = new(n, m), new(blocks, n, dtype=torch.int32), new(blocks, n), new(n)
+    tiles = ceil_div(n, tiling.tokens)
+    shared = {"TOKENS": tiling.tokens, "ROWS": tiling.shrink_rows, "num_warps": tiling.warps}
+    shrink_whole[tiles, blocks](
+        *call.source, call.rows, *edits, n, m, width, call.numbers[1],
+        STEP=tiling.shrink_step, MOMENTS=call.moments, **call.rules, **shared,
+    )  # fmt: skip
+    expand_whole[tiles, ceil_div(out_width, tiling.expand_width)](
+        *edits, *call.decoder, *call.target, n, m, out_width, *call.numbers,
+        WIDTH=tiling.expand_width, SCALE_RULE=call.rules["SCALE_RULE"], IN_PLACE=call.in_place, **shared,
+    )  # fmt: skip
+
+
+def _matrix(tensor: Tensor | None) -> tuple[Tensor | None, int]:
+    """A matrix whose rows have unit stride, copied if it must be, and the stride between rows."""
+    if tensor is None:
+        return None, 0
+    if tensor.shape[1] > 1 and tensor.stride(1) != 1:
+        tensor = tensor.contiguous()
+    return tensor, tensor.stride(0)
+
+
+def _weights(tensor: Tensor) -> Tensor:
+    """Rows as the kernels multiply them: bf16 as they are, all else in fp32."""
+    return tensor if tensor.dtype == torch.bfloat16 else tensor.float()

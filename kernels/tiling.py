@@ -1,0 +1,71 @@
+"""Block sizes of the Triton kernels: plain functions of the shape, so that no call ever tunes, waits or surprises."""
+
+from typing import NamedTuple
+
+PROGRAMS = 256  # about two for each multiprocessor of a large GPU
+MAX_SPLITS = 16
+KEEP_NORM_STEP = 1024
+MIN_DOT = 16  # the smallest side of a tensor-core product
+
+
+class SteerTiling(NamedTuple):
+    """How ``steer`` is cut into programs.
+
+    With ``splits`` > 1 (decode form) a shrink program sees a part of the width and leaves partial products, which
+    every expand program adds up; with 1 (prefill form) it sees the whole width and leaves finished edits.
+    """
+
+    tokens: int  # tokens of a program; 1 multiplies without tensor cores
+    shrink_rows: int
+    shrink_step: int  # columns read at a time
+    splits: int  # a power of two
+    expand_rows: int  # rows read at a time
+    expand_width: int
+    warps: int
+
+
+def steer_tiling(n: int, m: int, width: int, out_width: int) -> SteerTiling:
+    """The tiling for N tokens, M rows and the widths read and written."""
+    tokens = _tokens(n)
+    tiles = ceil_div(n, tokens)
+    rows = 16 if tokens == 1 or m <= 16 else 32 if m <= 64 and tokens < 64 else 64
+    step = 128 if tokens == 1 else 64
+    return SteerTiling(
+        tokens=tokens,
+        shrink_rows=rows,
+        shrink_step=step,
+        splits=_splits(n, tiles * max(1, ceil_div(m, rows)), ceil_div(width, step)),
+        expand_rows=min(256 if tokens == 1 else 64, max(MIN_DOT, power_of_two(m))),
+        expand_width=_expand_width(tiles, out_width),
+        warps=4,
+    )
+
+
+def _tokens(n: int) -> int:
+    if n <= 4:
+        return 1
+    return 16 if n <= 64 else 32 if n <= 1024 else 64
+
+
+def _splits(n: int, programs: int, steps: int) -> int:
+    """Enough to fill the chip; few tokens always split, since the expand kernel of the other form walks over rows."""
+    wanted = ceil_div(PROGRAMS, programs) if n <= 1024 else 1
+    return min(MAX_SPLITS, power_of_two(min(max(wanted, 2 if n <= 64 else 1), steps)))
+
+
+def _expand_width(tiles: int, out_width: int) -> int:
+    """The widest block that still gives every multiprocessor a program."""
+    for block in (64, 32):
+        if tiles * ceil_div(out_width, block) * 2 >= PROGRAMS:
+            return block
+    return MIN_DOT
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def power_of_two(n: int) -> int:
+    """The smallest power of two that is not below n."""
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,122 @@
+"""Compiles Triton kernels for GPUs that are not there, exactly as the launchers would launch them."""
+
+import functools
+import re
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one block may have, by architecture
+_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
+_BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch: kernel, argument types and constants, in a form that can be compared."""
+
+    kernel: triton.JITFunction
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, object], ...]
+    divisible: tuple[str, ...]
+    options: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the assembler says of a kernel."""
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+
+@contextmanager
+def recorded(module, names):
+    """Replaces the kernels ``names`` of a module; yields the list that their launches are appended to."""
+    launches: list[Launch] = []
+    kernels = {name: getattr(module, name) for name in names}
+    for name, kernel in kernels.items():
+        setattr(module, name, _Recorder(kernel, launches))
+    try:
+        yield launches
+    finally:
+        for name, kernel in kernels.items():
+            setattr(module, name, kernel)
+
+
+class _Recorder:
+    def __init__(self, kernel, launches):
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid):
+        assert all(0 < size < 65536 for size in grid), f"grid {grid}"
+        return self._record
+
+    def _record(self, *args, **keywords):
+        parameters = {p.name: p for p in self.kernel.params}
+        options = {name: value for name, value in keywords.items() if name not in parameters}
+        given = dict(zip(parameters, args, strict=False)) | {k: v for k, v in keywords.items() if k in parameters}
+        values = {name: given[name] for name in parameters}
+        kinds = {name: _kind(value, parameters[name]) for name, value in values.items()}
+        constants = {name: value for name, value in values.items() if kinds[name] == "constexpr"}
+        divisible = [name for name, kind in kinds.items() if kind != "constexpr" and _divisible(values[name])]
+        specialised = [name for name in divisible if not parameters[name].do_not_specialize]
+        self.launches.append(
+            Launch(
+                self.kernel, tuple(kinds.items()), tuple(constants.items()), tuple(specialised), tuple(options.items())
+            )
+        )
+
+
+def _kind(value, parameter) -> str:
+    """The type Triton gives an argument when it specialises a launch."""
+    if parameter.is_constexpr or value is None:
+        return "constexpr"
+    if isinstance(value, torch.Tensor):
+        return _TYPES[value.dtype]
+    if isinstance(value, int):
+        return "constexpr" if value == 1 and not parameter.do_not_specialize else "i32"
+    return "fp32"
+
+
+def _divisible(value) -> bool:
+    number = value.data_ptr() if isinstance(value, torch.Tensor) else value
+    return isinstance(number, int) and number % 16 == 0
+
+
+@functools.cache
+def compile_for(launch: Launch, capability: int) -> Compiled:
+    """Compile down to machine code for an architecture (80, 90, 100)."""
+    position = {name: i for i, (name, _) in enumerate(launch.signature)}
+    source = ASTSource(
+        launch.kernel,
+        signature=dict(launch.signature),
+        constexprs={(position[name],): value for name, value in launch.constants},
+        attrs={(position[name],): [["tt.divisibility", 16]] for name in launch.divisible},
+    )
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=dict(launch.options))
+    report = _assemble(kernel.asm["ptx"], capability)
+    return Compiled(
+        registers=int(re.search(r"Used (\d+) registers", report)[1]),
+        spilled_bytes=sum(map(int, re.findall(r"(\d+) bytes spill", report))),
+        shared_bytes=kernel.metadata.shared,
+    )
+
+
+def _assemble(ptx: str, capability: int) -> str:
+    """ptxas's own account, with the assembler that Triton uses for this architecture."""
+    assembler = _BINARIES / "ptxas-blackwell" if capability >= 100 else _BINARIES / "ptxas"
+    target = re.search(r"\.target (sm_\w+)", ptx)[1]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(ptx)
+        command = [assembler, "-v", f"--gpu-name={target}", path, "-o", path.with_suffix(".cubin")]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
