@@ -16,7 +16,7 @@ FLOORS = (
     ("_schemas", "_native", "_build_result", "_C", "_dispatch"),
     ("ops",),
     ("activations", "edits", "loaders", "logit_lens", "lowering", "plans", "sae", "site", "storage", "weights"),
-    ("datasets", "generation", "hooks", "methods"),
+    ("datasets", "forward_calls", "generation", "hooks", "methods", "model_sites", "positions"),
     ("__init__",),
     ("benchmarks",),
     ("cli", "demo", "serving"),
