@@ -87,7 +87,7 @@ def native() -> dict:
         ["csrc/registration.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
         depends=glob("csrc/**/*.h", recursive=True),
         # no -march: the kernels choose their instruction set at run time
-        extra_compile_args=["-O3", "-fopenmp"],
+        extra_compile_args=["-O3", "-g0", "-fopenmp"],
         extra_link_args=["-fopenmp", "-s"],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildNative}}
