@@ -1,0 +1,38 @@
+// What cpu/steer.cpp hands to the kernel of an instruction set: raw pointers, strides in elements.
+#pragma once
+
+#include <cstdint>
+
+namespace sparsesteer {
+
+enum class Scalar { FLOAT, BFLOAT16, HALF, DOUBLE };
+
+struct SteerArgs {
+  const void* x;         // [n, d]
+  const void* residual;  // [n, d] or null
+  const void* into;      // [n, d_out]
+  void* out;             // [n, d_out], may be into or x
+  int64_t x_stride, residual_stride, into_stride, out_stride;
+  const void* encoder;         // [m, d], contiguous
+  const void* decoder;         // [m, d_out], contiguous
+  const void* rows;            // [m, N_COLUMNS] in the compute type
+  const void* delta_bias;      // [d_out] in the compute type, or null
+  const void* token_strength;  // [n] in the compute type, or null
+  double strength, gap;
+  int64_t n, d, d_out, m;
+  int input_norm, scale_rule;
+  bool preserve_norm;
+  Scalar tensor_type, row_type;  // of x, into, residual, out; of encoder and decoder
+};
+
+namespace portable {
+void steer(const SteerArgs& args, int threads);
+}
+namespace avx2 {
+void steer(const SteerArgs& args, int threads);
+}
+namespace avx512 {
+void steer(const SteerArgs& args, int threads);
+}
+
+}  // namespace sparsesteer

@@ -1,0 +1,65 @@
+// The two inner loops of steer: dot products of tokens with encoder rows, and sums of decoder rows.
+// Every result is added up in an order that depends on its own row or column alone, never on the number of
+// tokens or threads, so that a token's result has the same bits in every batch.
+#pragma once
+
+#include "simd.h"
+
+namespace sparsesteer::SPARSESTEER_ISA {
+
+// z[j * z_stride + t] = x[t] . encoder[j] for JR rows and TG tokens.
+template <typename C, typename R, int JR, int TG>
+SPARSESTEER_INLINE void dot_block(const C* const* x, const R* encoder, int64_t d, C* z, int64_t z_stride) {
+  Vec<C> total[JR][TG] = {};
+  int64_t k = 0;
+  for (; k + kLanes<C> <= d; k += kLanes<C>) {
+    Vec<C> token[TG];
+    for (int t = 0; t < TG; ++t) token[t] = load(x[t] + k);
+    for (int j = 0; j < JR; ++j) {
+      const Vec<C> row = load(encoder + j * d + k);
+      for (int t = 0; t < TG; ++t) total[j][t] += row * token[t];
+    }
+  }
+  if (k < d) {
+    for (int j = 0; j < JR; ++j) {
+      const Vec<C> row = load_part<C>(encoder + j * d + k, d - k);
+      for (int t = 0; t < TG; ++t) total[j][t] += row * load_part<C>(x[t] + k, d - k);
+    }
+  }
+  for (int j = 0; j < JR; ++j)
+    for (int t = 0; t < TG; ++t) z[j * z_stride + t] = sum<C>(total[j][t]);
+}
+
+// y[t][v] = start + sum over the listed rows of delta[row][t] * decoder[row], CV vectors wide from column c on.
+template <typename C, typename R, int TG, int CV>
+SPARSESTEER_INLINE void sum_block(const R* decoder, int64_t d_out, const C* delta, int64_t delta_stride,
+                                  const int32_t* active, int64_t n_active, const C* start, int64_t c,
+                                  Vec<C> (&y)[TG][CV]) {
+  for (int v = 0; v < CV; ++v) {
+    const Vec<C> first = start ? load(start + c + v * kLanes<C>) : Vec<C>{};
+    for (int t = 0; t < TG; ++t) y[t][v] = first;
+  }
+  for (int64_t i = 0; i < n_active; ++i) {
+    const R* row = decoder + active[i] * d_out + c;
+    const C* amount = delta + active[i] * delta_stride;
+    Vec<C> columns[CV];
+    for (int v = 0; v < CV; ++v) columns[v] = load(row + v * kLanes<C>);
+    for (int t = 0; t < TG; ++t)
+      for (int v = 0; v < CV; ++v) y[t][v] += columns[v] * amount[t];
+  }
+}
+
+// The same for the last n < kLanes columns.
+template <typename C, typename R, int TG>
+SPARSESTEER_INLINE void sum_tail(const R* decoder, int64_t d_out, const C* delta, int64_t delta_stride,
+                                 const int32_t* active, int64_t n_active, const C* start, int64_t c,
+                                 Vec<C> (&y)[TG][1]) {
+  const int64_t n = d_out - c;
+  for (int t = 0; t < TG; ++t) y[t][0] = start ? load_part<C>(start + c, n) : Vec<C>{};
+  for (int64_t i = 0; i < n_active; ++i) {
+    const Vec<C> columns = load_part<C>(decoder + active[i] * d_out + c, n);
+    for (int t = 0; t < TG; ++t) y[t][0] += columns * delta[active[i] * delta_stride + t];
+  }
+}
+
+}  // namespace sparsesteer::SPARSESTEER_ISA

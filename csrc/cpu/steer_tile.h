@@ -1,0 +1,294 @@
+// steer on one tile of tokens: read, encode M rows, activate, edit, add. Every phase takes a range, so that one
+// thread can run a whole tile or all threads can share it, with a barrier between the phases.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "../layout.h"
+#include "steer_args.h"
+#include "steer_blocks.h"
+
+namespace sparsesteer::SPARSESTEER_ISA {
+
+constexpr int kTokenGroup = SPARSESTEER_VECTOR_BYTES == 64 ? 6 : 2;  // accumulators of a block fit the registers
+constexpr int kRowGroup = 4;
+constexpr int kRowGroupOneToken = 8;
+constexpr int kColumnGroup = SPARSESTEER_VECTOR_BYTES == 64 ? 4 : 4;
+constexpr int kColumnGroupOneToken = SPARSESTEER_VECTOR_BYTES == 64 ? 16 : 8;
+
+template <typename T, typename R, typename C>
+class Tile {
+ public:
+  static int64_t padded(int64_t tokens) { return (tokens + kLanes<C> - 1) / kLanes<C> * kLanes<C>; }
+
+  // Bytes of scratch that a tile of so many tokens needs.
+  static size_t scratch_bytes(const SteerArgs& a, int64_t tokens) {
+    const int64_t wide = (reads_scratch(a) ? a.d : 0) + (a.preserve_norm ? a.d_out : 0);
+    return (padded(tokens) * (a.m + 4) + tokens * (wide + kLanes<C>)) * sizeof(C) + tokens * sizeof(C*) + 256;
+  }
+
+  // tokens: the numbers of the tile's tokens, all of strength other than 0.
+  Tile(const SteerArgs& args, const int32_t* tokens, int64_t n, char* scratch)
+      : a(args), tokens(tokens), n(n), stride(padded(n)) {
+    const auto take = [&scratch](int64_t count) {
+      C* p = reinterpret_cast<C*>(scratch);
+      scratch += (count * sizeof(C) + 63) / 64 * 64;
+      return p;
+    };
+    delta = take(stride * a.m), scale_in = take(stride), scale_out = take(stride), strength = take(stride);
+    copies = take(reads_scratch(a) ? n * a.d : 0), sums = take(a.preserve_norm ? n * a.d_out : 0);
+    x = reinterpret_cast<const C**>(scratch);
+  }
+
+  // Tokens [t0, t1) in the compute type, their scales and strengths.
+  void read(int64_t t0, int64_t t1) {
+    for (int64_t t = t0; t < t1; ++t) {
+      const T* source = static_cast<const T*>(a.x) + tokens[t] * a.x_stride;
+      if (reads_scratch(a)) {
+        const T* residual = a.residual ? static_cast<const T*>(a.residual) + tokens[t] * a.residual_stride : nullptr;
+        widen(source, residual, copies + t * a.d);
+        x[t] = copies + t * a.d;
+      } else {
+        x[t] = reinterpret_cast<const C*>(source);
+      }
+      const C* per_token = static_cast<const C*>(a.token_strength);
+      strength[t] = C(a.strength) * (per_token ? per_token[tokens[t]] : C(1));
+      set_scales(t);
+    }
+  }
+
+  // delta[j][t], the change of the activations of rows [j0, j1), for all tokens.
+  void encode(int64_t j0, int64_t j1) {
+    int64_t j = j0;
+    if (n == 1)
+      for (; j + kRowGroupOneToken <= j1; j += kRowGroupOneToken) encode_rows<kRowGroupOneToken>(j);
+    for (; j + kRowGroup <= j1; j += kRowGroup) encode_rows<kRowGroup>(j);
+    for (; j < j1; ++j) encode_rows<1>(j);
+    for (j = j0; j < j1; ++j) edit(j);
+  }
+
+  // out for columns [c0, c1) of all tokens; with preserve_norm only the edited vector, for finish().
+  void add(int64_t c0, int64_t c1, int32_t* active) const {
+    for (int64_t t = 0; t < n;) t += add_group(t, c0, c1, active);
+  }
+
+  // preserve_norm: out = edited vector times ||w|| / ||edited vector||.
+  void finish(int64_t t0, int64_t t1) const {
+    for (int64_t t = t0; t < t1; ++t) {
+      const T* w = into(t);
+      if (!touched(t)) {
+        copy_row(t, 0, a.d_out);
+        continue;
+      }
+      const C* y = sums + t * a.d_out;
+      Vec<C> kept = {}, length = {};
+      each_vector(a.d_out, [&](int64_t c, int64_t count) {
+        const Vec<C> before = part(w + c, count), after = part(y + c, count);
+        kept += before * before, length += after * after;
+      });
+      const C squared = sum<C>(length);
+      const C factor = squared > 0 ? std::sqrt(sum<C>(kept)) / std::sqrt(squared) : C(1);
+      each_vector(a.d_out, [&](int64_t c, int64_t count) { put(out(t) + c, part(y + c, count) * factor, count); });
+    }
+  }
+
+  // True if read() has more to do than to note pointers: then it is worth a barrier of its own.
+  static bool reads_much(const SteerArgs& a) {
+    return reads_scratch(a) || a.input_norm != int(InputNorm::NONE) ||
+           (a.scale_rule != int(OutputScale::ONE) && a.scale_rule != int(OutputScale::GAP_FILL));
+  }
+
+ private:
+  static bool reads_scratch(const SteerArgs& a) { return sizeof(T) != sizeof(C) || a.residual; }
+
+  const T* into(int64_t t) const { return static_cast<const T*>(a.into) + tokens[t] * a.into_stride; }
+  T* out(int64_t t) const { return static_cast<T*>(a.out) + tokens[t] * a.out_stride; }
+
+  template <typename F>
+  static SPARSESTEER_INLINE void each_vector(int64_t width, F&& visit) {
+    int64_t c = 0;
+    for (; c + kLanes<C> <= width; c += kLanes<C>) visit(c, kLanes<C>);
+    if (c < width) visit(c, width - c);
+  }
+
+  template <typename S>
+  static SPARSESTEER_INLINE Vec<C> part(const S* p, int64_t count) {
+    return count == kLanes<C> ? load(p) : load_part<C>(p, count);
+  }
+
+  template <typename S>
+  static SPARSESTEER_INLINE void put(S* p, Vec<C> v, int64_t count) {
+    count == kLanes<C> ? store(p, v) : store_part<C>(p, v, count);
+  }
+
+  void widen(const T* source, const T* residual, C* target) const {
+    each_vector(a.d, [&](int64_t k, int64_t count) {
+      Vec<C> v = part(source + k, count);
+      if (residual) v += part(residual + k, count);
+      put(target + k, v, count);
+    });
+  }
+
+  void set_scales(int64_t t) {
+    const C width = C(a.d);
+    C norm = 0, std = 0;
+    if (a.input_norm == int(InputNorm::LAYER_NORM) || a.scale_rule == int(OutputScale::STD)) {
+      Vec<C> total = {}, squares = {};
+      each_vector(a.d, [&](int64_t k, int64_t count) { total += part(x[t] + k, count); });
+      const C mean = sum<C>(total) / width;
+      each_vector(a.d, [&](int64_t k, int64_t count) {
+        Vec<C> centred = part(x[t] + k, count) - mean;
+        if (count < kLanes<C>) {
+          C lanes[kLanes<C>];
+          store(lanes, centred);
+          centred = load_part<C>(lanes, count);
+        }
+        squares += centred * centred;
+      });
+      std = std::sqrt(sum<C>(squares) / (width - 1));
+    }
+    if (a.input_norm == int(InputNorm::CONSTANT_NORM) || a.scale_rule == int(OutputScale::RMS) ||
+        a.scale_rule == int(OutputScale::NORM)) {
+      Vec<C> squares = {};
+      each_vector(a.d, [&](int64_t k, int64_t count) {
+        const Vec<C> v = part(x[t] + k, count);
+        squares += v * v;
+      });
+      norm = std::sqrt(sum<C>(squares));
+    }
+    scale_in[t] = a.input_norm == int(InputNorm::LAYER_NORM)      ? 1 / (std + C(LAYER_NORM_EPS))
+                  : a.input_norm == int(InputNorm::CONSTANT_NORM) ? (norm > 0 ? std::sqrt(width) / norm : C(0))
+                                                                  : C(1);
+    scale_out[t] = a.scale_rule == int(OutputScale::STD)    ? std
+                   : a.scale_rule == int(OutputScale::RMS)  ? norm / std::sqrt(width)
+                   : a.scale_rule == int(OutputScale::NORM) ? norm
+                                                            : C(1);
+  }
+
+  template <int JR>
+  void encode_rows(int64_t j) {
+    const R* row = static_cast<const R*>(a.encoder) + j * a.d;
+    int64_t t = 0;
+    for (; t + kTokenGroup <= n; t += kTokenGroup)
+      dot_block<C, R, JR, kTokenGroup>(x + t, row, a.d, delta + j * stride + t, stride);
+    if constexpr (kTokenGroup > 2)
+      for (; t + 2 <= n; t += 2) dot_block<C, R, JR, 2>(x + t, row, a.d, delta + j * stride + t, stride);
+    for (; t < n; ++t) dot_block<C, R, JR, 1>(x + t, row, a.d, delta + j * stride + t, stride);
+  }
+
+  // From dot products to changes of one row's activations.
+  void edit(int64_t j) {
+    const C* row = static_cast<const C*>(a.rows) + j * N_COLUMNS;
+    const C bias = row[BIAS], threshold = row[THRESHOLD], slope = row[SLOPE], shift = row[SHIFT], floor = row[FLOOR];
+    const C c0 = row[C0], c1 = row[C1], c2 = row[C2], knot = row[KNOT];
+    const bool gate = row[GATE] != 0;
+    C* values = delta + j * stride;
+    for (int64_t t = 0; t < n; ++t) {
+      const C z = values[t] * scale_in[t] + bias;
+      const C magnitude = slope * z + shift;
+      const C f = z > threshold ? (magnitude > floor ? magnitude : floor) : C(0);
+      const C above = f - knot;
+      const C d = c0 + c1 * f + c2 * (above > 0 ? above : C(0));
+      values[t] = gate && !(f > 0) ? C(0) : d;
+    }
+  }
+
+  bool touched(int64_t t) const {
+    if (a.delta_bias) return true;
+    for (int64_t j = 0; j < a.m; ++j)
+      if (delta[j * stride + t] != 0) return true;
+    return false;
+  }
+
+  // s * r of token t.
+  C amount(int64_t t) const {
+    if (a.scale_rule != int(OutputScale::GAP_FILL)) return strength[t] * scale_out[t];
+    C total = 0;
+    for (int64_t j = 0; j < a.m; ++j) total += delta[j * stride + t];
+    return total != 0 ? strength[t] * (C(a.gap) / total) : C(0);
+  }
+
+  int64_t add_group(int64_t t, int64_t c0, int64_t c1, int32_t* active) const {
+    if (n - t >= kTokenGroup) return add_tokens<kTokenGroup, kColumnGroup>(t, c0, c1, active);
+    if (n - t >= 2) return add_tokens<2, kColumnGroup>(t, c0, c1, active);
+    return add_tokens<1, kColumnGroupOneToken>(t, c0, c1, active);
+  }
+
+  // Columns [c0, c1) of TG tokens; c0 is a multiple of the vector width.
+  template <int TG, int CV>
+  int64_t add_tokens(int64_t t, int64_t c0, int64_t c1, int32_t* active) const {
+    int64_t n_active = 0;
+    bool changes[TG];
+    std::fill(changes, changes + TG, a.delta_bias != nullptr);
+    for (int64_t j = 0; j < a.m; ++j) {
+      bool any = false;
+      for (int g = 0; g < TG; ++g) {
+        const bool nonzero = delta[j * stride + t + g] != 0;
+        changes[g] |= nonzero, any |= nonzero;
+      }
+      active[n_active] = int32_t(j);
+      n_active += any;
+    }
+    C amounts[TG];
+    for (int g = 0; g < TG; ++g) amounts[g] = changes[g] ? amount(t + g) : C(0);
+    if (std::none_of(changes, changes + TG, [](bool b) { return b; })) {
+      for (int g = 0; g < TG; ++g) copy_row(t + g, c0, c1);
+      return TG;
+    }
+    int64_t c = c0;
+    c = add_columns<TG, CV>(t, c, c1, active, n_active, changes, amounts);
+    c = add_columns<TG, 1>(t, c, c1, active, n_active, changes, amounts);
+    if (c < c1) {
+      Vec<C> y[TG][1];
+      sum_tail<C, R, TG>(decoder(), a.d_out, delta + t, stride, active, n_active, bias(), c, y);
+      write<TG, 1>(t, c, c1 - c, changes, amounts, y);
+    }
+    return TG;
+  }
+
+  template <int TG, int CV>
+  int64_t add_columns(int64_t t, int64_t c, int64_t c1, const int32_t* active, int64_t n_active, const bool* changes,
+                      const C* amounts) const {
+    for (; c + CV * kLanes<C> <= c1; c += CV * kLanes<C>) {
+      Vec<C> y[TG][CV];
+      sum_block<C, R, TG, CV>(decoder(), a.d_out, delta + t, stride, active, n_active, bias(), c, y);
+      write<TG, CV>(t, c, kLanes<C>, changes, amounts, y);
+    }
+    return c;
+  }
+
+  template <int TG, int CV>
+  SPARSESTEER_INLINE void write(int64_t t, int64_t c, int64_t count, const bool* changes, const C* amounts,
+                                const Vec<C> (&y)[TG][CV]) const {
+    for (int g = 0; g < TG; ++g) {
+      if (!changes[g]) {
+        copy_row(t + g, c, c + (CV - 1) * kLanes<C> + count);
+        continue;
+      }
+      for (int v = 0; v < CV; ++v) {
+        const int64_t column = c + v * kLanes<C>;
+        const Vec<C> result = part(into(t + g) + column, count) + y[g][v] * amounts[g];
+        if (a.preserve_norm)
+          put(sums + (t + g) * a.d_out + column, result, count);
+        else
+          put(out(t + g) + column, result, count);
+      }
+    }
+  }
+
+  void copy_row(int64_t t, int64_t c0, int64_t c1) const {
+    if (out(t) != into(t)) std::memcpy(out(t) + c0, into(t) + c0, (c1 - c0) * sizeof(T));
+  }
+
+  const R* decoder() const { return static_cast<const R*>(a.decoder); }
+  const C* bias() const { return static_cast<const C*>(a.delta_bias); }
+
+  const SteerArgs& a;
+  const int32_t* tokens;
+  int64_t n, stride;
+  C *delta, *scale_in, *scale_out, *strength, *copies, *sums;
+  const C** x;
+};
+
+}  // namespace sparsesteer::SPARSESTEER_ISA

@@ -1,0 +1,39 @@
+// What the extension gives: CPU implementations of the ops, and functions of the module sparsesteer._C.
+#include <ATen/Parallel.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <map>
+#include <string>
+
+#include "ops.h"
+
+namespace {
+
+std::map<std::string, std::string> build_info() {
+  return {{"torch", TORCH_VERSION},
+          {"compiler", __VERSION__},
+          {"simd", sparsesteer::simd_level()},
+          {"threads", std::to_string(at::get_num_threads())}};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(sparsesteer, CPU, m) {
+  m.impl("steer", &sparsesteer::steer);
+  m.impl("steer_out", [](const at::Tensor& x, const at::Tensor& into, const std::optional<at::Tensor>& residual,
+                         const at::Tensor& encoder, const at::Tensor& decoder, const at::Tensor& rows,
+                         const std::optional<at::Tensor>& delta_bias, const std::optional<at::Tensor>& token_strength,
+                         double strength, int64_t input_norm, int64_t scale_rule, double gap, bool preserve_norm,
+                         at::Tensor& out) {
+    sparsesteer::steer_out(x, into, residual, encoder, decoder, rows, delta_bias, token_strength, strength, input_norm,
+                           scale_rule, gap, preserve_norm, out);
+  });
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.def("build_info", &build_info);
+  m.def("steer", &sparsesteer::steer, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("steer_out", &sparsesteer::steer_out, pybind11::call_guard<pybind11::gil_scoped_release>());
+}
