@@ -63,7 +63,7 @@ def fold_encoder(sae: "SAE", rows: Tensor, features: Tensor) -> tuple[Tensor, Te
         bias = rows.new_zeros(len(features), dtype=torch.float64)
     else:
         bias = sae.b_enc[features].double()
-    if sae.apply_b_dec_to_input and sae.b_dec.any():
+    if sae.apply_b_dec_to_input:
         b_dec = sae.b_dec.double()
         bias = bias - torch.cat([band.double() @ b_dec for band in rows.split(_BAND_ROWS)])
     if sae.rescale_acts_by_decoder_norm:

@@ -51,6 +51,8 @@ def steer(
         None if residual is None else residual.reshape(-1, width),
     )
     if plan.needs_sae:
+        if out is not None:
+            _check_no_gradient((*flat, token_strength))
         result = _steer_whole_sae(flat, plan, token_strength, number, backend)
         return result.view(into.shape) if out is None else out.copy_(result.view(into.shape))
     if h.dtype == torch.float64 and plan.encoder.dtype != torch.float64:
