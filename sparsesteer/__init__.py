@@ -3,6 +3,7 @@
 from sparsesteer import ops
 from sparsesteer.activations import Gated, Identity, JumpReLU, ReLU, Slots, TopK
 from sparsesteer.edits import Edit
+from sparsesteer.hooks import steer
 from sparsesteer.plans import SteeringPlan
 from sparsesteer.sae import SAE
 from sparsesteer.site import Site
@@ -21,4 +22,5 @@ __all__ = [
     "SteeringPlan",
     "TopK",
     "ops",
+    "steer",
 ]

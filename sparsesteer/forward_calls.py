@@ -1,0 +1,157 @@
+"""What one forward call of a language model shows: how many tokens, which are padding, which are the prompt."""
+
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ForwardCall:
+    """B rows of T tokens that enter the model together, behind ``n_cached`` columns that a cache holds."""
+
+    tokens: Tensor  # [B, T] ids, or what stands for them [B, T, ...]
+    n_cached: int = 0
+    n_prompt: int = 0  # of the T columns, the leading ones that are not generated
+    real: Tensor | None = None  # bool [B, n_cached + T], False for padding; None if nothing is padding
+    prompt_goes_on: bool = False  # the call before ended amid the prompt
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, T)."""
+        return self.tokens.shape[0], self.tokens.shape[1]
+
+    @cached_property
+    def valid(self) -> Tensor | None:
+        """bool [B, T], False for padding; None if nothing is padding."""
+        return None if self.real is None else self.real[:, self.n_cached :]
+
+    @cached_property
+    def in_prompt(self) -> Tensor:
+        """bool [1, T], True for the columns of the prompt."""
+        return (torch.arange(self.shape[1], device=self.tokens.device) < self.n_prompt)[None]
+
+    @cached_property
+    def ranks(self) -> Tensor:
+        """int64 [B or 1, T], each token's place among the real tokens of its row, cached ones included."""
+        if self.real is None:
+            return torch.arange(self.n_cached, self.n_cached + self.shape[1], device=self.tokens.device)[None]
+        return self.real.long().cumsum(1)[:, self.n_cached :] - 1
+
+    @cached_property
+    def prompt_lengths(self) -> Tensor:
+        """int64 [B or 1, 1], real tokens up to the end of the prompt."""
+        end = self.n_cached + self.n_prompt
+        if self.real is None:
+            return torch.full((1, 1), end, device=self.tokens.device)
+        return self.real[:, :end].sum(1, keepdim=True)
+
+
+class CallReader(threading.local):
+    """Turns the arguments of each forward call into a ``ForwardCall``; one memory per thread.
+
+    A call of one token on a cache that is not empty carries a generated token. Without a cache, a sequence that
+    repeats the prompt and is one token longer than in the call before carries generated tokens behind the prompt.
+    Every other call carries a prompt, or a part of one.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        self._prompt: Tensor | None = None  # of the last call that began one
+        self._n_columns = 0  # of the sequence after the last call
+        self._ended_in_prompt = False
+        self._cache: weakref.ref | None = None
+
+    def read(self, args: tuple, kwargs: Mapping) -> ForwardCall | None:
+        """The call with these arguments; None if no tensor [B, T, ...] is among them."""
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        tokens = _first_given(given, ("input_ids", "inputs_embeds", *self.names[:1]))
+        if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+            return None
+        n_tokens, cache = tokens.shape[1], given.get("past_key_values")
+        n_cached = _cache_length(cache)
+        # One row cannot be padded where it is a single token: nothing else would be left of it.
+        mask = None if n_cached and tokens.shape[:2] == (1, 1) else given.get("attention_mask")
+        call = ForwardCall(tokens, n_cached, real=None if mask is None else real_columns(mask, n_cached, n_tokens))
+        if n_cached:
+            self._read_cached(call, cache)
+        else:
+            self._read_whole(call, cache)
+        self._n_columns = n_cached + n_tokens
+        return call
+
+    def _read_cached(self, call: ForwardCall, cache: object) -> None:
+        generated = call.shape[1] == 1
+        call.n_prompt = 0 if generated else call.shape[1]
+        follows = self._n_columns == call.n_cached and self._cache is not None and self._cache() is cache
+        call.prompt_goes_on = follows and self._ended_in_prompt and not generated
+        self._ended_in_prompt = not generated
+        self._cache = weakref.ref(cache)
+
+    def _read_whole(self, call: ForwardCall, cache: object) -> None:
+        if cache is None and self._repeats_prompt(call.tokens):
+            call.n_prompt = self._prompt.shape[1]  # type: ignore[union-attr]
+            return
+        self._prompt = call.tokens.detach()
+        self._ended_in_prompt = True
+        self._cache = None if cache is None else weakref.ref(cache)
+        call.n_prompt = call.shape[1]
+
+    def _repeats_prompt(self, tokens: Tensor) -> bool:
+        prompt = self._prompt
+        if prompt is None or tokens.shape[1] != self._n_columns + 1 or tokens.shape[0] != prompt.shape[0]:
+            return False
+        return tokens.shape[2:] == prompt.shape[2:] and torch.equal(tokens[:, : prompt.shape[1]], prompt)
+
+
+def real_columns(mask: object, n_cached: int, n_tokens: int) -> Tensor:
+    """bool [B, n_cached + T], False for padding, from a mask as language models take them.
+
+    Args:
+        mask: [B, n_cached + T or more], nonzero for real tokens; or [B, 1, T, columns], boolean (True: attend) or
+            added to the scores (0: attend); or a dict of such.
+
+    Raises:
+        TypeError, ValueError: another kind of mask.
+    """
+    n_columns = n_cached + n_tokens
+    if isinstance(mask, Mapping):
+        wide = [m for m in mask.values() if m is None or isinstance(m, Tensor) and m.shape[-1] >= n_columns]
+        mask = mask.get("full_attention", wide[0] if wide else None)
+        if mask is None and not wide:
+            raise ValueError("steer: no mask of the attention_mask dict covers the whole sequence; give a 2-D one")
+    if mask is None:
+        return None  # type: ignore[return-value]
+    if not isinstance(mask, Tensor) or mask.dim() not in (2, 4):
+        what = f"{mask.dim()}-D" if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"steer: attention_mask should be a tensor [B, T] or [B, 1, T, T], got {what}")
+    if mask.shape[-1] < n_columns:
+        raise ValueError(
+            f"steer: attention_mask should cover {n_columns} columns ({n_cached} cached, {n_tokens} new), "
+            f"got shape {list(mask.shape)}"
+        )
+    if mask.dim() == 2:
+        return mask[:, :n_columns] != 0
+    attends = mask[:, 0, :, :n_columns]
+    attends = attends if mask.dtype == torch.bool else attends == 0
+    # A real token attends to itself; the last token shows which of the cached ones are real.
+    return torch.cat([attends[:, -1, :n_cached], attends.diagonal(n_cached, 1, 2)], dim=1)
+
+
+def _first_given(given: Mapping, names: Sequence[str]) -> object:
+    return next((given[name] for name in names if given.get(name) is not None), None)
+
+
+def _cache_length(cache: object) -> int:
+    if cache is None:
+        return 0
+    if not hasattr(cache, "get_seq_length"):
+        raise TypeError(
+            f"steer: cannot read how many tokens a {type(cache).__name__} holds; give past_key_values as a "
+            "transformers Cache, or call the model with use_cache=False"
+        )
+    return int(cache.get_seq_length())
