@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sparsesteer._layout import N_COLUMNS, InputNorm, OutputScale
@@ -160,7 +160,7 @@ class SteeringPlan:
         # written beside its place and moved there: a reader never sees half a plan
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             temporary = Path(folder) / path.name
-            save_file(tensors, temporary, metadata={"sparsesteer": json.dumps(description, sort_keys=True)})
+            temporary.write_bytes(save(tensors, metadata={"sparsesteer": json.dumps(description, sort_keys=True)}))
             os.replace(temporary, path)
         return path
 
@@ -174,7 +174,7 @@ class SteeringPlan:
         try:
             with safe_open(str(path), framework="pt") as file:
                 text = (file.metadata() or {}).get("sparsesteer")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
         if text is None:
