@@ -36,7 +36,7 @@ clean:
 
 pytest = SPARSESTEER_TEST_REPORT=$(REPORTS)/$(1).json $(BIN)/python -m pytest -q
 run = $(run_$(1))
-run_main = $(call pytest,main) -m "not triton $(SKIPPED)" --ignore-glob='tests/test_aot*.py'
+run_main = $(call pytest,main) -m "not triton $(SKIPPED)" --ignore=tests/test_steer_triton.py --ignore=tests/test_aot.py
 run_triton = TRITON_INTERPRET=1 SPARSESTEER_BACKEND=triton $(call pytest,triton) -m "triton $(SKIPPED)" \
 	tests/test_steer_triton.py
 run_aot = $(call pytest,aot) -m "triton $(SKIPPED)" tests/test_aot.py
