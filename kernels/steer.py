@@ -32,24 +32,23 @@ _MOMENT_SCALES = (OutputScale.STD, OutputScale.RMS, OutputScale.NORM)
 def shrink_split(
     x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride,
     products_ptr, moments_ptr, n_tokens, n_rows, width, split_width,
-    TOKENS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, MOMENTS: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, SPLITS: tl.constexpr, MOMENTS: tl.constexpr,
 ):  # fmt: skip
     """Products [splits, N, M] and moments [2, splits, N] of a part of the width."""
     tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    split = tl.program_id(2).to(tl.int64)
     in_tokens, in_rows = tokens < n_tokens, rows < n_rows
     start = tl.program_id(2) * split_width
     products, mean, m2 = encode_tile(
         x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride,
         tokens, in_tokens, rows, in_rows, start, tl.minimum(start + split_width, width), STEP, MOMENTS,
     )  # fmt: skip
-    at = split * n_tokens + tokens
+    at = tl.program_id(2).to(tl.int64) * n_tokens + tokens
     tl.store(products_ptr + at[:, None] * n_rows + rows[None, :], products, in_tokens[:, None] & in_rows[None, :])
     if MOMENTS:
         if tl.program_id(1) == 0:
             tl.store(moments_ptr + at, mean, in_tokens)
-            tl.store(moments_ptr + tl.num_programs(2).to(tl.int64) * n_tokens + at, m2, in_tokens)
+            tl.store(moments_ptr + tl.cast(n_tokens, tl.int64) * SPLITS + at, m2, in_tokens)
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -99,7 +98,8 @@ def expand_split(
             count = tl.minimum((split + 1) * split_width, width) * 1.0 - seen
             at = tl.cast(n_tokens, tl.int64) * split + tokens
             part_mean = tl.load(moments_ptr + at, in_tokens, other=0.0)
-            part_m2 = tl.load(moments_ptr + tl.cast(n_tokens, tl.int64) * SPLITS + at, in_tokens, other=0.0)
+            at += tl.cast(n_tokens, tl.int64) * SPLITS
+            part_m2 = tl.load(moments_ptr + at, in_tokens, other=0.0)
             mean, m2 = merge_moments(seen, mean, m2, count, part_mean, part_m2)
     u = input_scale(mean, m2, tl.cast(width, tl.float32), INPUT_NORM)
     change = tl.zeros([TOKENS, WIDTH], tl.float32)
@@ -132,7 +132,7 @@ def expand_whole(
     d_ptr, live_ptr, total_ptr, scale_ptr, decoder_ptr, decoder_stride, bias_ptr,
     token_strength_ptr, token_strength_stride, into_ptr, into_stride, out_ptr, out_stride, change_ptr, factor_ptr,
     n_tokens, n_rows, out_width, strength, gap,
-    TOKENS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
     SCALE_RULE: tl.constexpr, IN_PLACE: tl.constexpr,
 ):  # fmt: skip
     """Writes one block of the width from finished edits; blocks of rows without an edit are not read."""
@@ -142,15 +142,16 @@ def expand_whole(
     change = tl.zeros([TOKENS, WIDTH], tl.float32)
     total = tl.zeros([TOKENS], tl.float32)
     live = tl.zeros([TOKENS], tl.int32)
-    for first in range(0, n_rows, ROWS):
-        at = tl.cast(first // ROWS, tl.int64) * n_tokens + tokens
+    for block in range(0, n_rows, BLOCK):
+        at = tl.cast(block // BLOCK, tl.int64) * n_tokens + tokens
         block_live = tl.load(live_ptr + at, in_tokens, other=0)
         if tl.max(block_live) > 0:
-            rows = tl.cast(first, tl.int64) + tl.arange(0, ROWS)
-            in_rows = rows < n_rows
-            d = load_tile(d_ptr, n_rows, tokens, in_tokens, rows, in_rows)
-            decoder = load_tile(decoder_ptr, decoder_stride, rows, in_rows, columns, in_columns)
-            change += weighted_rows(d, decoder)
+            for first in range(block, tl.minimum(block + BLOCK, n_rows), ROWS):
+                rows = tl.cast(first, tl.int64) + tl.arange(0, ROWS)
+                in_rows = rows < n_rows
+                d = load_tile(d_ptr, n_rows, tokens, in_tokens, rows, in_rows)
+                decoder = load_tile(decoder_ptr, decoder_stride, rows, in_rows, columns, in_columns)
+                change += weighted_rows(d, decoder)
         total += tl.load(total_ptr + at, in_tokens, other=0.0)
         live += block_live
     if SCALE_RULE == GAP_FILL:
@@ -252,19 +253,18 @@ class _Call(NamedTuple):
 
 def _launch_split(call: _Call, tiling: SteerTiling) -> None:
     n, m, width, out_width = call.sizes
-    split_width = ceil_div(ceil_div(width, tiling.splits), tiling.shrink_step) * tiling.shrink_step
     products = call.rows.new_empty(tiling.splits, n, m)
     moments = call.rows.new_empty(2, tiling.splits, n) if call.moments else None
     tiles = ceil_div(n, tiling.tokens)
-    shared = {"TOKENS": tiling.tokens, "MOMENTS": call.moments, "num_warps": tiling.warps}
+    shared = {"TOKENS": tiling.tokens, "SPLITS": tiling.splits, "MOMENTS": call.moments, "num_warps": tiling.warps}
     shrink_split[tiles, max(1, ceil_div(m, tiling.shrink_rows)), tiling.splits](
-        *call.source, products, moments, n, m, width, split_width,
+        *call.source, products, moments, n, m, width, tiling.split_width,
         ROWS=tiling.shrink_rows, STEP=tiling.shrink_step, **shared,
     )  # fmt: skip
     expand_split[tiles, ceil_div(out_width, tiling.expand_width)](
-        products, moments, call.rows, *call.decoder, *call.target, n, m, width, split_width, out_width, *call.numbers,
-        ROWS=tiling.expand_rows, WIDTH=tiling.expand_width, SPLITS=tiling.splits, IN_PLACE=call.in_place,
-        **call.rules, **shared,
+        products, moments, call.rows, *call.decoder, *call.target,
+        n, m, width, tiling.split_width, out_width, *call.numbers,
+        ROWS=tiling.expand_rows, WIDTH=tiling.expand_width, IN_PLACE=call.in_place, **call.rules, **shared,
     )  # fmt: skip
 
 
@@ -274,14 +274,15 @@ def _launch_whole(call: _Call, tiling: SteerTiling) -> None:
     new = call.rows.new_empty
     edits = new(n, m), new(blocks, n, dtype=torch.int32), new(blocks, n), new(n)
     tiles = ceil_div(n, tiling.tokens)
-    shared = {"TOKENS": tiling.tokens, "ROWS": tiling.shrink_rows, "num_warps": tiling.warps}
+    shared = {"TOKENS": tiling.tokens, "num_warps": tiling.warps}
     shrink_whole[tiles, blocks](
         *call.source, call.rows, *edits, n, m, width, call.numbers[1],
-        STEP=tiling.shrink_step, MOMENTS=call.moments, **call.rules, **shared,
+        ROWS=tiling.shrink_rows, STEP=tiling.shrink_step, MOMENTS=call.moments, **call.rules, **shared,
     )  # fmt: skip
     expand_whole[tiles, ceil_div(out_width, tiling.expand_width)](
         *edits, *call.decoder, *call.target, n, m, out_width, *call.numbers,
-        WIDTH=tiling.expand_width, SCALE_RULE=call.rules["SCALE_RULE"], IN_PLACE=call.in_place, **shared,
+        BLOCK=tiling.shrink_rows, ROWS=min(tiling.shrink_rows, tiling.expand_rows), WIDTH=tiling.expand_width,
+        SCALE_RULE=call.rules["SCALE_RULE"], IN_PLACE=call.in_place, **shared,
     )  # fmt: skip
 
 

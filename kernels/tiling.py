@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 PROGRAMS = 256  # about two for each multiprocessor of a large GPU
-MAX_SPLITS = 16
+MAX_SPLITS = 32
 KEEP_NORM_STEP = 1024
 MIN_DOT = 16  # the smallest side of a tensor-core product
 
@@ -18,7 +18,8 @@ class SteerTiling(NamedTuple):
     tokens: int  # tokens of a program; 1 multiplies without tensor cores
     shrink_rows: int
     shrink_step: int  # columns read at a time
-    splits: int  # a power of two
+    splits: int
+    split_width: int  # columns of a split, a multiple of shrink_step
     expand_rows: int  # rows read at a time
     expand_width: int
     warps: int
@@ -28,16 +29,20 @@ def steer_tiling(n: int, m: int, width: int, out_width: int) -> SteerTiling:
     """The tiling for N tokens, M rows and the widths read and written."""
     tokens = _tokens(n)
     tiles = ceil_div(n, tokens)
-    rows = 16 if tokens == 1 or m <= 16 else 32 if m <= 64 and tokens < 64 else 64
-    step = 128 if tokens == 1 else 64
+    rows = _shrink_rows(tokens, m)
+    step = {1: 128, 64: 32}.get(tokens, 64)
+    steps = ceil_div(width, step)
+    split_width = step * ceil_div(steps, _splits(tokens, tiles * max(1, ceil_div(m, rows)), steps))
+    most_rows = {1: 256, 16: 64}.get(tokens, 32)
     return SteerTiling(
         tokens=tokens,
         shrink_rows=rows,
         shrink_step=step,
-        splits=_splits(n, tiles * max(1, ceil_div(m, rows)), ceil_div(width, step)),
-        expand_rows=min(256 if tokens == 1 else 64, max(MIN_DOT, power_of_two(m))),
+        splits=ceil_div(width, split_width),
+        split_width=split_width,
+        expand_rows=min(most_rows, max(MIN_DOT, power_of_two(m))),
         expand_width=_expand_width(tiles, out_width),
-        warps=4,
+        warps=8 if tokens == 64 else 4,
     )
 
 
@@ -47,10 +52,19 @@ def _tokens(n: int) -> int:
     return 16 if n <= 64 else 32 if n <= 1024 else 64
 
 
-def _splits(n: int, programs: int, steps: int) -> int:
+def _shrink_rows(tokens: int, m: int) -> int:
+    if tokens == 1:
+        return 8 if m <= 128 else 16
+    if m <= 16:
+        return MIN_DOT
+    return 32 if m <= 64 and tokens < 64 else 64
+
+
+def _splits(tokens: int, programs: int, steps: int) -> int:
     """Enough to fill the chip; few tokens always split, since the expand kernel of the other form walks over rows."""
-    wanted = ceil_div(PROGRAMS, programs) if n <= 1024 else 1
-    return min(MAX_SPLITS, power_of_two(min(max(wanted, 2 if n <= 64 else 1), steps)))
+    most = {1: MAX_SPLITS, 64: 1}.get(tokens, MAX_SPLITS // 2)
+    least = 2 if tokens <= 16 else 1
+    return min(most, power_of_two(min(max(least, ceil_div(PROGRAMS, programs)), steps)))
 
 
 def _expand_width(tiles: int, out_width: int) -> int:
