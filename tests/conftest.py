@@ -15,6 +15,15 @@ torch.set_num_threads(2)
 _outcomes: dict[str, dict] = {}
 
 
+@pytest.fixture
+def one_thread():
+    """For tiny models: two threads wait for each other longer than they work, the more so on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
