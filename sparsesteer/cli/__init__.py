@@ -1,0 +1,23 @@
+"""The command ``sparsesteer``: each command parses, calls the library and prints."""
+
+import typer
+
+from sparsesteer.cli.demo import demo
+from sparsesteer.cli.features import features
+from sparsesteer.cli.info import info
+from sparsesteer.cli.steer import steer
+
+app = typer.Typer(
+    help="Steer language models through their sparse autoencoders.",
+    epilog="Start with:  sparsesteer demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (info, features, steer, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 ok, 1 an error that the user can mend, 2 wrong usage."""
+    app()

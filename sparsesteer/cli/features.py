@@ -1,0 +1,137 @@
+"""``sparsesteer features``: which features are active where in a text."""
+
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from sparsesteer.cli.border import (
+    DebugOption,
+    JsonOption,
+    LayerOption,
+    ModelOption,
+    RawOption,
+    SaeOption,
+    loading,
+    one_line_errors,
+    print_json,
+)
+from sparsesteer.cli.models import DEMO, SMOLLM2, load_model, load_sae
+from sparsesteer.generation import encode_prompt
+from sparsesteer.logit_lens import promoted_tokens, words_of
+from sparsesteer.model_sites import ModelSites
+from sparsesteer.sae import SAE
+from sparsesteer.site import Site
+
+N_PROMOTED = 6
+_COLORS = ((0.75, "bold white on red"), (0.4, "black on yellow"), (0.15, "green"), (0.0, "dim"))  # from this share on
+
+
+@dataclass(frozen=True)
+class FeatureColumn:
+    """One feature in a text."""
+
+    feature: int
+    maximum: float
+    promotes: list[str]
+    activations: list[float]  # one per token
+
+
+@one_line_errors
+def features(
+    text: Annotated[str, typer.Argument(help="The text to read.")],
+    model: ModelOption = SMOLLM2,
+    sae: SaeOption = DEMO,
+    layer: LayerOption = None,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="Number of features shown.")] = 8,
+    raw: RawOption = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Show which features are active where in a text, in percent of each feature's maximum.
+
+    The maximum is the one over the SAE's corpus where its folder has it, else the one over this text.
+    Special tokens are left out. Below the table: the tokens that each feature promotes most.
+
+    Examples:
+
+        sparsesteer features "The ship left the harbour at night."
+
+        sparsesteer features --raw --top 12 --json "The ship left the harbour at night."
+    """
+    with loading(f"{sae} SAE and {model}"):
+        autoencoder = load_sae(sae, model)
+        network, tokenizer = load_model(model)
+    ids = encode_prompt(tokenizer, text, raw=raw, device=network.device)
+    kept = [i for i, token in enumerate(ids[0].tolist()) if token not in tokenizer.all_special_ids]
+    if not kept:
+        raise ValueError("the text has no tokens but special ones")
+    hidden = site_activations(network, autoencoder.site if layer is None else layer, ids)
+    codes = autoencoder.encode(hidden[0, kept].float().cpu())
+    chosen, maxima = strongest(autoencoder, codes, top)
+    directions = autoencoder.whole_decoder()[0][chosen]
+    promoted = promoted_tokens(network, directions.to(network.device), N_PROMOTED)
+    columns = [
+        FeatureColumn(feature, maximum, words_of(tokenizer, row), codes[:, feature].tolist())
+        for feature, maximum, row in zip(chosen.tolist(), maxima.tolist(), promoted, strict=True)
+    ]
+    tokens = [tokenizer.decode([token]) for token in ids[0, kept].tolist()]
+    if as_json:
+        print_json({"model": model, "sae": sae, "tokens": tokens, "features": [asdict(c) for c in columns]})
+        return
+    console = Console()
+    console.print(_table(tokens, columns, known_maxima=autoencoder.feature_maximum is not None))
+    for column in columns:
+        console.print(Text(f"{column.feature:>7} promotes  {'  '.join(column.promotes)}"))
+
+
+@torch.no_grad()
+def site_activations(model: nn.Module, site: Site | int, ids: torch.Tensor) -> torch.Tensor:
+    """The hidden states [1, T, D] at a site. Raises ValueError for a site that the model lacks."""
+    place = ModelSites.of(model).resolve(site)
+    caught: list[torch.Tensor] = []
+
+    def catch(module: nn.Module, args: tuple, kwargs: dict, output: object = None) -> None:
+        read = (args or tuple(kwargs.values())) if place.before else output
+        caught.append(read[0] if isinstance(read, tuple) else read)
+
+    register = place.module.register_forward_pre_hook if place.before else place.module.register_forward_hook
+    handle = register(catch, with_kwargs=True)
+    try:
+        model(ids, use_cache=False)
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def strongest(sae: SAE, codes: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(features [<= top], their maxima): the active ones that come nearest their maximum in codes [T, F]."""
+    maxima = codes.amax(0) if sae.feature_maximum is None else sae.feature_maximum.to(codes)
+    strength = codes.amax(0)
+    if sae.feature_maximum is not None:
+        strength = strength / maxima.clamp_min(torch.finfo(maxima.dtype).tiny)
+    order = strength.argsort(descending=True, stable=True)[:top]
+    order = order[codes.amax(0)[order] > 0]
+    return order, maxima[order]
+
+
+def _table(tokens: list[str], columns: list[FeatureColumn], known_maxima: bool) -> Table:
+    table = Table(title=f"% of the maximum {'over the SAE corpus' if known_maxima else 'in this text'}")
+    table.add_column("token")
+    for column in columns:
+        table.add_column(str(column.feature), justify="right")
+    for i, token in enumerate(tokens):
+        table.add_row(Text(repr(token)[1:-1]), *(_cell(column.activations[i] / column.maximum) for column in columns))
+    return table
+
+
+def _cell(share: float) -> Text:
+    if share <= 0:
+        return Text("")
+    style = next(style for bound, style in _COLORS if share >= bound)
+    return Text(f"{share:.0%}", style=style)

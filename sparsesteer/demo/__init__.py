@@ -1,0 +1,1 @@
+"""The parts of ``sparsesteer demo``: choose features, compare texts, measure speed, plot strength."""

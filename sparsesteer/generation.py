@@ -1,0 +1,78 @@
+"""From a prompt to token ids and from a model to text: chat template, seeded sampling."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def encode_prompt(tokenizer: Any, prompt: str, *, raw: bool = False, device: torch.device | str = "cpu") -> Tensor:
+    """Token ids [1, T]; as a user's message in the tokenizer's chat template if it has one, unless ``raw``.
+
+    Raises:
+        ValueError: the prompt has no tokens.
+    """
+    if tokenizer.chat_template and not raw:
+        messages = [{"role": "user", "content": prompt}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    else:
+        ids = tokenizer(prompt)["input_ids"]
+    if not ids:
+        raise ValueError("the prompt is empty: it has no tokens")
+    return torch.tensor([ids], device=device)
+
+
+class _TokenCounter:
+    """The part of a transformers streamer that counts."""
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self._on_token = on_token
+        self._in_prompt = True  # generate() hands over the prompt first
+
+    def put(self, ids: Tensor) -> None:
+        if not self._in_prompt:
+            self._on_token()
+        self._in_prompt = False
+
+    def end(self) -> None:
+        pass
+
+
+@torch.no_grad()
+def generate(
+    model: nn.Module,
+    tokenizer: Any,
+    input_ids: Tensor,  # [1, T]
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    on_token: Callable[[], None] | None = None,
+) -> list[int]:
+    """The new token ids; greedy at temperature 0. ``on_token`` is called after each.
+
+    Raises:
+        ValueError: a negative temperature, or no tokens asked for.
+    """
+    if temperature < 0:
+        raise ValueError(f"the temperature should be 0 (greedy) or positive, got {temperature}")
+    if max_new_tokens < 1:
+        raise ValueError(f"at least 1 new token should be asked for, got {max_new_tokens}")
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    torch.manual_seed(seed)
+    ids = model.generate(  # type: ignore[operator]
+        input_ids,
+        attention_mask=torch.ones_like(input_ids),
+        max_new_tokens=max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        streamer=_TokenCounter(on_token) if on_token else None,
+        **sampling,
+    )
+    return ids[0, input_ids.shape[1] :].tolist()
+
+
+def as_text(tokenizer: Any, ids: list[int]) -> str:
+    """Ids as text without special tokens."""
+    return tokenizer.decode(ids, skip_special_tokens=True).strip()

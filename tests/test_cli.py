@@ -1,0 +1,215 @@
+"""The commands on a tiny model: what they print, their JSON, their exit codes and one-line errors."""
+
+import json
+
+import pytest
+import torch
+from tiny_model import N_FEATURES, write_model, write_sae
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from sparsesteer import SAE, Edit
+from sparsesteer.cli import app, models
+from sparsesteer.cli.edit_grammar import parse_edit, parse_edits
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """(model folder, SAE folder)"""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_model(folder / "model")
+    write_sae(folder / "sae")
+    return str(folder / "model"), str(folder / "sae")
+
+
+def run(*arguments, exit_code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == exit_code, result.output + repr(result.exception)
+    return result
+
+
+def run_json(*arguments):
+    return json.loads(run(*arguments, "--json").stdout)
+
+
+def error_of(*arguments):
+    stderr = run(*arguments, exit_code=1).stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in stderr
+    return lines[0]
+
+
+def changes(edit):
+    return {(c.feature, c.rule, c.c0, c.c1, c.c2, c.knot, c.when_active) for c in edit.changes}
+
+
+@pytest.mark.parametrize(
+    ("text", "edit"),
+    [
+        ("set:123=8", Edit.set({123: 8.0})),
+        ("scale:99=0,7=2.5", Edit.scale({99: 0.0, 7: 2.5})),
+        ("add:7=-3:active", Edit.add({7: -3.0}, when_active=True)),
+        ("cap:1=1e-2", Edit.cap({1: 0.01})),
+        ("floor:4=2:active", Edit.floor({4: 2.0}, when_active=True)),
+        ("ablate:5,6", Edit.ablate([5, 6])),
+    ],
+)
+def test_edit_grammar(text, edit):
+    assert changes(parse_edit(text)) == changes(edit)
+
+
+def test_edits_join():
+    assert changes(parse_edits(["set:1=2", "ablate:3"])) == changes(Edit.set({1: 2.0}) | Edit.ablate([3]))
+
+
+@pytest.mark.parametrize(
+    ("text", "piece"),
+    [
+        ("put:1=2", "'put'"),
+        ("set", "set:123=8"),
+        ("set:", "set:123=8"),
+        ("set:1", "'1' should be feature=value"),
+        ("set:1=2,", "'' should be feature=value"),
+        ("set:x=2", "'x' is not a feature"),
+        ("set:-1=2", "'-1' is not a feature"),
+        ("set:1.5=2", "'1.5' is not a feature"),
+        ("set:1=much", "'much' in '1=much' is not a number"),
+        ("set:1=", "'' in '1=' is not a number"),
+        ("set:1=nan", "finite"),
+        ("set:1=2,1=3", "feature 1 is named twice"),
+        ("set:1=2:sometimes", "'sometimes'"),
+        ("set:1=2:active:active", "set:123=8"),
+        ("ablate:1=2", "'1=2' is not a feature"),
+        ("ablate:1:active", "inactive feature is 0 already"),
+    ],
+)
+def test_edit_grammar_names_the_bad_piece(text, piece):
+    with pytest.raises(ValueError) as error:
+        parse_edit(text)
+    assert piece in str(error.value)
+
+
+def test_a_feature_in_two_edits_is_refused():
+    with pytest.raises(ValueError, match="feature 1 is named twice"):
+        parse_edits(["set:1=2", "ablate:1"])
+
+
+def test_info():
+    facts = run_json("info")
+    assert facts["torch"] == torch.__version__
+    assert facts["backends"]["reference"] == "available"
+    assert torch.__version__ in run("info").stdout
+
+
+def test_features_are_those_of_the_sae(tiny):
+    model_folder, sae_folder = tiny
+    got = run_json("features", "seven ships wait", "-m", model_folder, "-s", sae_folder, "--top", 4, "--raw")
+    tokenizer, sae = AutoTokenizer.from_pretrained(model_folder), SAE.load_from_disk(sae_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    ids = tokenizer("seven ships wait", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        codes = sae.encode(model(ids, output_hidden_states=True).hidden_states[2][0])
+    order = (codes.amax(0) / sae.feature_maximum).argsort(descending=True)[:4]
+    assert [column["feature"] for column in got["features"]] == order.tolist()
+    assert [token.strip() for token in got["tokens"]] == ["seven", "ships", "wait"]
+    for column in got["features"]:
+        torch.testing.assert_close(torch.tensor(column["activations"]), codes[:, column["feature"]])
+        assert column["maximum"] == pytest.approx(sae.feature_maximum[column["feature"]].item())
+        assert len(column["promotes"]) == 6
+
+
+def test_features_leaves_special_tokens_out_of_a_chat(tiny):
+    got = run_json("features", "seven ships", "-m", tiny[0], "-s", tiny[1])
+    assert [token.strip() for token in got["tokens"]] == ["seven", "ships"]
+
+
+def test_features_prints_a_table(tiny):
+    printed = run("features", "seven ships", "-m", tiny[0], "-s", tiny[1], "--top", 3).stdout
+    assert "ships" in printed and "%" in printed and "promotes" in printed
+
+
+def test_features_at_another_layer_differ(tiny):
+    at = {layer: run_json("features", "seven ships", "-m", tiny[0], "-s", tiny[1], "-l", layer) for layer in (0, 1)}
+    assert at[0]["features"] != at[1]["features"]
+    assert at[1]["features"] == run_json("features", "seven ships", "-m", tiny[0], "-s", tiny[1])["features"]
+
+
+def test_features_without_statistics_take_the_maximum_of_the_text(tiny, tmp_path):
+    write_sae(tmp_path / "bare", statistics=False)
+    for column in run_json("features", "seven ships wait", "-m", tiny[0], "-s", tmp_path / "bare")["features"]:
+        assert column["maximum"] == max(column["activations"])
+
+
+STEER = ("steer", "seven ships", "--max-new-tokens", 12)
+
+
+def test_steer_changes_the_text_and_strength_0_does_not(tiny):
+    options = ("-m", tiny[0], "-s", tiny[1], "-e", "set:3=40", "-e", "add:5=30")
+    steered = run_json(*STEER, *options)
+    assert steered["steered"] != steered["unsteered"]
+    off = run_json(*STEER, *options, "--strength", 0)
+    assert off["steered"] == off["unsteered"] == steered["unsteered"]
+    assert steered["edits"] == ["set:3=40", "add:5=30"]
+
+
+def test_steer_prints_both_texts(tiny):
+    result = run_json(*STEER, "-m", tiny[0], "-s", tiny[1], "-e", "set:3=40")
+    printed = run(*STEER, "-m", tiny[0], "-s", tiny[1], "-e", "set:3=40").stdout
+    assert "unsteered" in printed and "steered by set:3=40" in printed
+    assert result["steered"].split()[0] in printed
+
+
+def test_sampling_follows_the_seed(tiny):
+    options = ("-m", tiny[0], "-s", tiny[1], "-e", "set:3=1", "--temperature", 2)
+    texts = [run_json(*STEER, *options, "--seed", seed)["unsteered"] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_sampled_texts_share_their_seed(tiny):
+    options = ("-m", tiny[0], "-s", tiny[1], "-e", "set:3=1", "--temperature", 2, "--strength", 0)
+    result = run_json(*STEER, *options)
+    assert result["steered"] == result["unsteered"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-e", "set:3"], "'3' should be feature=value"),
+        (["-e", f"set:{N_FEATURES}=1"], "out of range"),
+        (["-e", "set:3=1", "--layer", "9"], "block 9"),
+        (["-e", "set:3=1", "--positions", "some"], "'some'"),
+        (["-e", "set:3=1", "--strength", "nan"], "finite"),
+    ],
+)
+def test_steer_reports_user_errors_in_one_line(tiny, options, message):
+    assert message in error_of(*STEER, "-m", tiny[0], "-s", tiny[1], *options)
+
+
+def test_bad_models_and_saes(tiny, tmp_path):
+    edit = ("-e", "set:3=1")
+    assert "no such folder" in error_of(*STEER, *edit, "-m", tiny[0], "-s", tmp_path / "nowhere")
+    assert "cfg.json is missing" in error_of(*STEER, *edit, "-m", tiny[0], "-s", tmp_path)
+    assert "no such folder" in error_of(*STEER, *edit, "-m", tmp_path / "nowhere", "-s", tiny[1])
+    assert "no such file" in error_of(*STEER, *edit, "-m", tmp_path / "nothing.gguf", "-s", tiny[1])
+    assert "--sae" in error_of(*STEER, *edit, "-m", tiny[0])
+    error_of(*STEER, *edit, "-m", tmp_path, "-s", tiny[1])
+
+
+def test_a_missing_package_is_named_with_the_pip_command(tiny, monkeypatch):
+    monkeypatch.setattr(models.util, "find_spec", lambda name: None)
+    assert "pip install" in error_of(*STEER, "-e", "set:3=1", "-s", tiny[1])
+
+
+def test_debug_lets_the_error_through(tiny):
+    result = CliRunner().invoke(app, [*map(str, STEER), "-e", "set:3", "-m", tiny[0], "-s", tiny[1], "--debug"])
+    assert isinstance(result.exception, ValueError) and result.exit_code == 1
+
+
+@pytest.mark.parametrize("arguments", [["steer"], ["steer", "hello"], ["features"], ["info", "--no-such"], ["fly"]])
+def test_wrong_usage_exits_with_2(arguments):
+    run(*arguments, exit_code=2)
+
+
+@pytest.mark.parametrize("command", ["info", "features", "steer", "demo"])
+def test_help_has_an_example(command):
+    assert f"sparsesteer {command}" in run(command, "--help").stdout
