@@ -84,7 +84,7 @@ def native() -> dict:
 
     extension = CppExtension(
         "sparsesteer._C",
-        ["csrc/registration.cpp", *sorted(glob("csrc/cpu/*.cpp"))],
+        sorted([*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")]),
         depends=glob("csrc/**/*.h", recursive=True),
         # no -march: the kernels choose their instruction set at run time
         extra_compile_args=["-O3", "-g0", "-fopenmp"],

@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
 
 #include "layout.h"
 
@@ -19,8 +20,18 @@ void steer_out(const at::Tensor& x, const at::Tensor& into, const std::optional<
                const std::optional<at::Tensor>& delta_bias, const std::optional<at::Tensor>& token_strength,
                double strength, int64_t input_norm, int64_t scale_rule, double gap, bool preserve_norm, at::Tensor out);
 
-// The instruction set that CPU kernels use on this machine: "avx512", "avx2" or "portable";
-// SPARSESTEER_SIMD asks for a lower one.
-const char* simd_level();
+// steer of h [..., d] without the dispatcher; nothing if the call needs it (gradients, tracing, tensor subclasses,
+// arguments that do not fit and deserve a message).
+std::optional<at::Tensor> steer_eager(const at::Tensor& h, const std::optional<at::Tensor>& into,
+                                      const std::optional<at::Tensor>& residual, const at::Tensor& encoder,
+                                      const at::Tensor& decoder, const at::Tensor& rows,
+                                      const std::optional<at::Tensor>& delta_bias, double strength, int64_t input_norm,
+                                      int64_t scale_rule, double gap, bool preserve_norm);
+
+// The instruction set that CPU kernels use; SPARSESTEER_SIMD=portable|avx2|avx512 asks for a lower one.
+enum class SimdLevel { PORTABLE, AVX2, AVX512 };
+SimdLevel simd_level();
+std::string simd_name();
+void set_simd_level(const std::string& name);
 
 }  // namespace sparsesteer

@@ -14,7 +14,7 @@ namespace {
 std::map<std::string, std::string> build_info() {
   return {{"torch", TORCH_VERSION},
           {"compiler", __VERSION__},
-          {"simd", sparsesteer::simd_level()},
+          {"simd", sparsesteer::simd_name()},
           {"threads", std::to_string(at::get_num_threads())}};
 }
 
@@ -22,18 +22,20 @@ std::map<std::string, std::string> build_info() {
 
 TORCH_LIBRARY_IMPL(sparsesteer, CPU, m) {
   m.impl("steer", &sparsesteer::steer);
-  m.impl("steer_out", [](const at::Tensor& x, const at::Tensor& into, const std::optional<at::Tensor>& residual,
-                         const at::Tensor& encoder, const at::Tensor& decoder, const at::Tensor& rows,
-                         const std::optional<at::Tensor>& delta_bias, const std::optional<at::Tensor>& token_strength,
-                         double strength, int64_t input_norm, int64_t scale_rule, double gap, bool preserve_norm,
-                         at::Tensor& out) {
-    sparsesteer::steer_out(x, into, residual, encoder, decoder, rows, delta_bias, token_strength, strength, input_norm,
-                           scale_rule, gap, preserve_norm, out);
-  });
+  m.impl("steer_out",
+         [](const at::Tensor& x, const at::Tensor& into, const std::optional<at::Tensor>& residual,
+            const at::Tensor& encoder, const at::Tensor& decoder, const at::Tensor& rows,
+            const std::optional<at::Tensor>& delta_bias, const std::optional<at::Tensor>& token_strength,
+            double strength, int64_t input_norm, int64_t scale_rule, double gap, bool preserve_norm, at::Tensor& out) {
+           sparsesteer::steer_out(x, into, residual, encoder, decoder, rows, delta_bias, token_strength, strength,
+                                  input_norm, scale_rule, gap, preserve_norm, out);
+         });
 }
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
+  m.def("set_simd_level", &sparsesteer::set_simd_level);
+  m.def("steer_eager", &sparsesteer::steer_eager, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer", &sparsesteer::steer, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_out", &sparsesteer::steer_out, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -154,6 +154,9 @@ def train(activations: torch.Tensor, args: argparse.Namespace) -> None:
             metadata=metadata,
         )
     )
+    mean = activations.float().mean(0)
+    norm_factor = activations.shape[1] ** 0.5 / activations.float().norm(dim=-1).mean()  # SAELens's scale in training
+    sae.b_dec.data.copy_(mean * norm_factor)
     trainer = SAETrainer(
         cfg=SAETrainerConfig(
             total_training_samples=args.steps * args.batch,
@@ -164,7 +167,7 @@ def train(activations: torch.Tensor, args: argparse.Namespace) -> None:
             lr_decay_steps=args.steps // 3,
             dead_feature_window=200,
             n_batches_for_norm_estimate=50,
-            autocast=args.autocast,
+            autocast=True,  # bf16 matrix products, fp32 weights
         ),
         sae=sae,
         data_provider=batches(activations, args.batch, args.seed),
@@ -234,11 +237,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layer", type=int, default=16)
     parser.add_argument("--features", type=int, default=4608)
     parser.add_argument("--k", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=2800)
-    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--autocast", action="store_true", help="bf16 matrix products")
     return parser.parse_args()
 
 

@@ -12,6 +12,7 @@ from sparsesteer._layout import Column
 if TYPE_CHECKING:
     from sparsesteer.plans import SteeringPlan
 
+_steer_eager = getattr(_native.extension, "steer_eager", None)
 _INPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -41,6 +42,14 @@ def steer(
         ValueError, TypeError: shapes, dtypes or devices that do not fit, with what came and what was expected.
         RuntimeError: ``out`` while a gradient is being recorded; a named backend that cannot run.
     """
+    if _steer_eager is not None and out is None and backend == "auto" and type(strength) in (float, int):
+        if not plan.needs_sae and not torch.compiler.is_compiling():
+            result = _steer_eager(
+                h, into, residual, plan.encoder, plan.decoder, plan.rows, plan.delta_bias, strength,
+                plan.input_norm, plan.scale_rule, plan.gap, plan.preserve_norm,
+            )  # fmt: skip
+            if result is not None:
+                return result
     into = h if into is None else into
     _check_tensors(h, plan, into, residual, out)
     token_strength, number = _split_strength(strength, h)

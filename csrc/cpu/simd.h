@@ -130,4 +130,23 @@ SPARSESTEER_INLINE C sum(Vec<C> v) {
   return lanes[0];
 }
 
+// A whole vector, or the first n lanes of one.
+template <typename C, typename S>
+SPARSESTEER_INLINE Vec<C> part(const S* p, int64_t n) {
+  return n == kLanes<C> ? load(p) : load_part<C>(p, n);
+}
+
+template <typename C, typename S>
+SPARSESTEER_INLINE void put(S* p, Vec<C> v, int64_t n) {
+  n == kLanes<C> ? store(p, v) : store_part<C>(p, v, n);
+}
+
+// visit(first, count) for every vector of a row, the last one in part.
+template <typename C, typename F>
+SPARSESTEER_INLINE void each_vector(int64_t width, F&& visit) {
+  int64_t c = 0;
+  for (; c + kLanes<C> <= width; c += kLanes<C>) visit(c, kLanes<C>);
+  if (c < width) visit(c, width - c);
+}
+
 }  // namespace sparsesteer::SPARSESTEER_ISA

@@ -1,8 +1,8 @@
-// The instruction set of CPU kernels, found once at run time.
+// The instruction set of CPU kernels: the machine's best, or a lower one that SPARSESTEER_SIMD asks for.
 #include <c10/util/Exception.h>
 
+#include <atomic>
 #include <cstdlib>
-#include <string>
 
 #include "../ops.h"
 
@@ -10,33 +10,46 @@ namespace sparsesteer {
 
 namespace {
 
-std::string best_level() {
+constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
+
+SimdLevel best_level() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return avx512 ? "avx512" : avx2 ? "avx2" : "portable";
+  const auto has = [](auto... found) { return (found && ...); };
+  const bool avx2 = has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"));
+  const bool avx512 = has(avx2, __builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
+                          __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"));
+  return avx512 ? SimdLevel::AVX512 : avx2 ? SimdLevel::AVX2 : SimdLevel::PORTABLE;
 #else
-  return "portable";
+  return SimdLevel::PORTABLE;
 #endif
 }
 
-int rank(const std::string& level) { return level == "avx512" ? 2 : level == "avx2" ? 1 : level == "portable" ? 0 : -1; }
+SimdLevel level_named(const std::string& name) {
+  for (int level = 0; level < 3; ++level) {
+    if (name != kNames[level]) continue;
+    TORCH_CHECK(level <= int(best_level()), "SIMD level ", name, ": this machine has ", kNames[int(best_level())],
+                " at most");
+    return SimdLevel(level);
+  }
+  TORCH_CHECK(false, "SIMD level ", name, " is unknown; use avx512, avx2 or portable");
+}
 
-std::string chosen_level() {
-  const std::string best = best_level();
+SimdLevel first_level() {
   const char* asked = std::getenv("SPARSESTEER_SIMD");
-  if (!asked || !*asked) return best;
-  TORCH_CHECK(rank(asked) >= 0, "SPARSESTEER_SIMD=", asked, " is unknown; use avx512, avx2 or portable");
-  TORCH_CHECK(rank(asked) <= rank(best), "SPARSESTEER_SIMD=", asked, ": this machine has ", best, " at most");
-  return asked;
+  return asked && *asked ? level_named(asked) : best_level();
+}
+
+std::atomic<SimdLevel>& current() {
+  static std::atomic<SimdLevel> level(first_level());
+  return level;
 }
 
 }  // namespace
 
-const char* simd_level() {
-  static const std::string level = chosen_level();
-  return level.c_str();
-}
+SimdLevel simd_level() { return current().load(std::memory_order_relaxed); }
+
+std::string simd_name() { return kNames[int(simd_level())]; }
+
+void set_simd_level(const std::string& name) { current() = level_named(name); }
 
 }  // namespace sparsesteer

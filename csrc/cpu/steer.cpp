@@ -57,10 +57,9 @@ int thread_count(int64_t n, int64_t d, int64_t d_out, int64_t m) {
 using Kernel = void (*)(const SteerArgs&, int);
 
 Kernel kernel() {
-  const std::string level = simd_level();
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  if (level == "avx512") return avx512::steer;
-  if (level == "avx2") return avx2::steer;
+  if (simd_level() == SimdLevel::AVX512) return avx512::steer;
+  if (simd_level() == SimdLevel::AVX2) return avx2::steer;
 #endif
   return portable::steer;
 }
@@ -96,8 +95,7 @@ void steer_out(const at::Tensor& x_any, const at::Tensor& into_any, const std::o
   args.input_norm = int(input_norm), args.scale_rule = int(scale_rule), args.preserve_norm = preserve_norm;
   args.tensor_type = scalar_of(x.scalar_type());
   args.row_type = scalar_of(encoder.scalar_type());
-  static const Kernel run = kernel();
-  run(args, thread_count(args.n, args.d, args.d_out, args.m));
+  kernel()(args, thread_count(args.n, args.d, args.d_out, args.m));
 }
 
 at::Tensor steer(const at::Tensor& x, const at::Tensor& into, const std::optional<at::Tensor>& residual,

@@ -5,16 +5,15 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../layout.h"
-#include "steer_args.h"
 #include "steer_blocks.h"
+#include "token_scales.h"
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
 constexpr int kTokenGroup = SPARSESTEER_VECTOR_BYTES == 64 ? 6 : 2;  // accumulators of a block fit the registers
 constexpr int kRowGroup = 4;
 constexpr int kRowGroupOneToken = 8;
-constexpr int kColumnGroup = SPARSESTEER_VECTOR_BYTES == 64 ? 4 : 4;
+constexpr int kColumnGroup = 4;
 constexpr int kColumnGroupOneToken = SPARSESTEER_VECTOR_BYTES == 64 ? 16 : 8;
 
 template <typename T, typename R, typename C>
@@ -54,7 +53,7 @@ class Tile {
       }
       const C* per_token = static_cast<const C*>(a.token_strength);
       strength[t] = C(a.strength) * (per_token ? per_token[tokens[t]] : C(1));
-      set_scales(t);
+      token_scales(x[t], a, scale_in[t], scale_out[t]);
     }
   }
 
@@ -83,21 +82,19 @@ class Tile {
       }
       const C* y = sums + t * a.d_out;
       Vec<C> kept = {}, length = {};
-      each_vector(a.d_out, [&](int64_t c, int64_t count) {
-        const Vec<C> before = part(w + c, count), after = part(y + c, count);
+      each_vector<C>(a.d_out, [&](int64_t c, int64_t count) {
+        const Vec<C> before = part<C>(w + c, count), after = part<C>(y + c, count);
         kept += before * before, length += after * after;
       });
       const C squared = sum<C>(length);
       const C factor = squared > 0 ? std::sqrt(sum<C>(kept)) / std::sqrt(squared) : C(1);
-      each_vector(a.d_out, [&](int64_t c, int64_t count) { put(out(t) + c, part(y + c, count) * factor, count); });
+      each_vector<C>(a.d_out,
+                     [&](int64_t c, int64_t count) { put<C>(out(t) + c, part<C>(y + c, count) * factor, count); });
     }
   }
 
   // True if read() has more to do than to note pointers: then it is worth a barrier of its own.
-  static bool reads_much(const SteerArgs& a) {
-    return reads_scratch(a) || a.input_norm != int(InputNorm::NONE) ||
-           (a.scale_rule != int(OutputScale::ONE) && a.scale_rule != int(OutputScale::GAP_FILL));
-  }
+  static bool reads_much(const SteerArgs& a) { return reads_scratch(a) || reads_norms(a); }
 
  private:
   static bool reads_scratch(const SteerArgs& a) { return sizeof(T) != sizeof(C) || a.residual; }
@@ -105,65 +102,12 @@ class Tile {
   const T* into(int64_t t) const { return static_cast<const T*>(a.into) + tokens[t] * a.into_stride; }
   T* out(int64_t t) const { return static_cast<T*>(a.out) + tokens[t] * a.out_stride; }
 
-  template <typename F>
-  static SPARSESTEER_INLINE void each_vector(int64_t width, F&& visit) {
-    int64_t c = 0;
-    for (; c + kLanes<C> <= width; c += kLanes<C>) visit(c, kLanes<C>);
-    if (c < width) visit(c, width - c);
-  }
-
-  template <typename S>
-  static SPARSESTEER_INLINE Vec<C> part(const S* p, int64_t count) {
-    return count == kLanes<C> ? load(p) : load_part<C>(p, count);
-  }
-
-  template <typename S>
-  static SPARSESTEER_INLINE void put(S* p, Vec<C> v, int64_t count) {
-    count == kLanes<C> ? store(p, v) : store_part<C>(p, v, count);
-  }
-
   void widen(const T* source, const T* residual, C* target) const {
-    each_vector(a.d, [&](int64_t k, int64_t count) {
-      Vec<C> v = part(source + k, count);
-      if (residual) v += part(residual + k, count);
-      put(target + k, v, count);
+    each_vector<C>(a.d, [&](int64_t k, int64_t count) {
+      Vec<C> v = part<C>(source + k, count);
+      if (residual) v += part<C>(residual + k, count);
+      put<C>(target + k, v, count);
     });
-  }
-
-  void set_scales(int64_t t) {
-    const C width = C(a.d);
-    C norm = 0, std = 0;
-    if (a.input_norm == int(InputNorm::LAYER_NORM) || a.scale_rule == int(OutputScale::STD)) {
-      Vec<C> total = {}, squares = {};
-      each_vector(a.d, [&](int64_t k, int64_t count) { total += part(x[t] + k, count); });
-      const C mean = sum<C>(total) / width;
-      each_vector(a.d, [&](int64_t k, int64_t count) {
-        Vec<C> centred = part(x[t] + k, count) - mean;
-        if (count < kLanes<C>) {
-          C lanes[kLanes<C>];
-          store(lanes, centred);
-          centred = load_part<C>(lanes, count);
-        }
-        squares += centred * centred;
-      });
-      std = std::sqrt(sum<C>(squares) / (width - 1));
-    }
-    if (a.input_norm == int(InputNorm::CONSTANT_NORM) || a.scale_rule == int(OutputScale::RMS) ||
-        a.scale_rule == int(OutputScale::NORM)) {
-      Vec<C> squares = {};
-      each_vector(a.d, [&](int64_t k, int64_t count) {
-        const Vec<C> v = part(x[t] + k, count);
-        squares += v * v;
-      });
-      norm = std::sqrt(sum<C>(squares));
-    }
-    scale_in[t] = a.input_norm == int(InputNorm::LAYER_NORM)      ? 1 / (std + C(LAYER_NORM_EPS))
-                  : a.input_norm == int(InputNorm::CONSTANT_NORM) ? (norm > 0 ? std::sqrt(width) / norm : C(0))
-                                                                  : C(1);
-    scale_out[t] = a.scale_rule == int(OutputScale::STD)    ? std
-                   : a.scale_rule == int(OutputScale::RMS)  ? norm / std::sqrt(width)
-                   : a.scale_rule == int(OutputScale::NORM) ? norm
-                                                            : C(1);
   }
 
   template <int JR>
@@ -268,11 +212,11 @@ class Tile {
       }
       for (int v = 0; v < CV; ++v) {
         const int64_t column = c + v * kLanes<C>;
-        const Vec<C> result = part(into(t + g) + column, count) + y[g][v] * amounts[g];
+        const Vec<C> result = part<C>(into(t + g) + column, count) + y[g][v] * amounts[g];
         if (a.preserve_norm)
-          put(sums + (t + g) * a.d_out + column, result, count);
+          put<C>(sums + (t + g) * a.d_out + column, result, count);
         else
-          put(out(t + g) + column, result, count);
+          put<C>(out(t + g) + column, result, count);
       }
     }
   }
