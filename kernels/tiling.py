@@ -33,14 +33,13 @@ def steer_tiling(n: int, m: int, width: int, out_width: int) -> SteerTiling:
     step = {1: 128, 64: 32}.get(tokens, 64)
     steps = ceil_div(width, step)
     split_width = step * ceil_div(steps, _splits(tokens, tiles * max(1, ceil_div(m, rows)), steps))
-    most_rows = {1: 256, 16: 64}.get(tokens, 32)
     return SteerTiling(
         tokens=tokens,
         shrink_rows=rows,
         shrink_step=step,
         splits=ceil_div(width, split_width),
         split_width=split_width,
-        expand_rows=min(most_rows, max(MIN_DOT, power_of_two(m))),
+        expand_rows=min(256 if tokens == 1 else 32, max(MIN_DOT, power_of_two(m))),
         expand_width=_expand_width(tiles, out_width),
         warps=8 if tokens == 64 else 4,
     )

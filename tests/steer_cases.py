@@ -33,14 +33,14 @@ def arguments(
     strengths = None
     if token_strength:
         strengths = torch.rand(n, generator=generator, dtype=torch.float64) + 0.5
-        strengths[::3] = 0
+        strengths[1::3] = 0
     given = {
         "x": x.to(dtype),
         "into": normal(n, target).to(dtype),
         "residual": normal(n, width).to(dtype) if residual else None,
         "encoder": encoder.to(row_dtype),
         "decoder": (normal(m, target) * size / math.sqrt(max(1, m))).to(row_dtype),
-        "rows": row_table(m, generator),
+        "rows": row_table(m, generator, scale_rule),
         "delta_bias": normal(target).float() * size if bias else None,
         "token_strength": strengths.float() if token_strength else None,
     }
@@ -57,8 +57,11 @@ def arguments(
     return given | scalars
 
 
-def row_table(m, generator):
-    """relu, jumprelu, gated and identity rows in turn, with random edits; every third is gated on activity."""
+def row_table(m, generator, scale_rule):
+    """relu, jumprelu, gated and identity rows in turn, with random edits; every third is gated on activity.
+
+    Gap-fill divides by the sum of the edits: it gets its own edit, relu(1.5 - f), whose sum does not cancel.
+    """
     rows = torch.zeros(m, N_COLUMNS, dtype=torch.float64)
     kind = torch.arange(m) % ROW_KINDS
     rows[:, Column.BIAS] = 0.3 * torch.randn(m, generator=generator, dtype=torch.float64)
@@ -69,6 +72,8 @@ def row_table(m, generator):
     rows[:, Column.C0 : Column.KNOT] = torch.randn(m, 3, generator=generator, dtype=torch.float64)
     rows[:, Column.KNOT] = 0.5 * torch.rand(m, generator=generator, dtype=torch.float64)
     rows[:, Column.GATE] = (torch.arange(m) % 3 == 0).double()
+    if scale_rule == OutputScale.GAP_FILL:
+        rows[:, Column.C0 : Column.GATE] = torch.tensor([1.5, -1.0, 1.0, 1.5], dtype=torch.float64)
     return rows.float()
 
 

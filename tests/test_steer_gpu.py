@@ -15,7 +15,8 @@ pytestmark = [
 EDIT_ERROR = 1e-5
 BESIDE_ROUNDING = 1e-4  # of an element, over the size of its row's edit; the rounding of the result itself is free
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-PLAIN = {}
+# (h, rows)
+PAIRS = [("bf16", "fp32"), ("bf16", "bf16"), ("fp16", "fp32"), ("fp32", "fp32"), ("fp32", "bf16")]
 LOADED = {
     "input_norm": InputNorm.LAYER_NORM, "scale_rule": OutputScale.STD, "keep_norm": True,
     "residual": True, "bias": True, "token_strength": True,
@@ -26,7 +27,7 @@ def check(given):
     """The op against fp64, without the few tokens whose side of a jump rounding may decide."""
     out = torch.ops.sparsesteer.steer(*given.values())
     safe = ~near_a_jump(given)
-    assert safe.double().mean() > 0.9
+    assert (~safe).sum() <= 1 + 0.05 * len(safe)
     out, want, into = out[safe], expected(given)[safe], given["into"][safe]
     if out.dtype == torch.float32:
         assert edit_error(out, want, into) <= EDIT_ERROR
@@ -34,14 +35,17 @@ def check(given):
         assert rounding_excess(out, want, into) <= BESIDE_ROUNDING
 
 
-@pytest.mark.parametrize("rules", [PLAIN, LOADED], ids=["plain", "loaded"])
-@pytest.mark.parametrize("width", [576, 2304])
-@pytest.mark.parametrize("m", [1, 16, 64, 200, 1024])
+@pytest.mark.parametrize(("m", "width"), [(1, 576), (16, 2304), (64, 2304), (200, 576), (1024, 2304)])
 @pytest.mark.parametrize("n", [1, 2, 8, 33, 128, 512, 2000])
-@pytest.mark.parametrize("rows", ["fp32", "bf16"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_shapes_and_types(dtype, rows, n, m, width, rules):
-    check(arguments(n, m, width, dtype=DTYPES[dtype], row_dtype=DTYPES[rows], device="cuda", **rules))
+@pytest.mark.parametrize(("dtype", "rows"), PAIRS)
+def test_shapes_and_types(dtype, rows, n, m, width):
+    check(arguments(n, m, width, dtype=DTYPES[dtype], row_dtype=DTYPES[rows], device="cuda"))
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 64), (33, 200), (2000, 1024)])
+@pytest.mark.parametrize(("dtype", "rows"), PAIRS)
+def test_everything_at_once(dtype, rows, n, m):
+    check(arguments(n, m, 2304, dtype=DTYPES[dtype], row_dtype=DTYPES[rows], device="cuda", **LOADED))
 
 
 @pytest.mark.parametrize("keep_norm", [False, True], ids=["", "keep_norm"])
@@ -64,12 +68,13 @@ def test_in_place(n):
 @pytest.mark.parametrize("n", [1, 40, 1100])
 def test_same_bits_twice_and_untouched_tokens_keep_theirs(n, dtype):
     given = arguments(n, 64, 576, dtype=DTYPES[dtype], device="cuda", token_strength=True)
+    given["token_strength"][0] = 0
     given["into"][:, ::5] = -0.0
     first, second = (torch.ops.sparsesteer.steer(*given.values()) for _ in range(2))
     bits = torch.int32 if dtype == "fp32" else torch.int16
     assert torch.equal(first.view(bits), second.view(bits))
     masked = given["token_strength"] == 0
-    assert masked.any() and torch.equal(first[masked].view(bits), given["into"][masked].view(bits))
+    assert torch.equal(first[masked].view(bits), given["into"][masked].view(bits))
 
 
 def plan_of_width(width, dtype=torch.float32):
