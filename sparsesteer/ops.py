@@ -64,8 +64,8 @@ def steer(
             _check_no_gradient((*flat, token_strength))
         result = _steer_whole_sae(flat, plan, token_strength, number, backend)
         return result.view(into.shape) if out is None else out.copy_(result.view(into.shape))
-    if h.dtype == torch.float64 and plan.encoder.dtype != torch.float64:
-        plan = plan.to(dtype=torch.float64)
+    if plan.rows.dtype != reference.compute_dtype(h):
+        plan = plan.to(dtype=reference.compute_dtype(h))
     arguments = (
         *flat, plan.encoder, plan.decoder, plan.rows, plan.delta_bias, token_strength, number,
         int(plan.input_norm), int(plan.scale_rule), plan.gap, plan.preserve_norm,

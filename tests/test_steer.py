@@ -81,6 +81,13 @@ def test_dtypes(plan, h, dtype):
     torch.testing.assert_close(out.double(), truth(h, plan), rtol=eps, atol=eps)
 
 
+def test_plan_and_h_of_different_dtypes(plan, h):
+    want = truth(h, plan)
+    torch.testing.assert_close(ss.ops.steer(h, plan.to(dtype=torch.float64)).double(), want)
+    torch.testing.assert_close(ss.ops.steer(h, plan.to(dtype=torch.bfloat16)).double(), want, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(ss.ops.steer(h.double(), plan.to(dtype=torch.bfloat16)), want, rtol=0.02, atol=0.02)
+
+
 def test_strength(plan, h):
     torch.testing.assert_close(ss.ops.steer(h, plan, 0.5).double(), truth(h, plan, 0.5))
     assert torch.equal(ss.ops.steer(h, plan, 0), h)
