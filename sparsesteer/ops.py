@@ -103,7 +103,7 @@ def _steer_whole_sae(
     if plan.sae is None:
         raise ValueError("steer: this plan needs its SAE; load it with SteeringPlan.load(path, sae=sae)")
     op = "steer_reconstruct" if plan.reconstruct else "steer_topk"
-    if backend != "auto":
+    if not torch.compiler.is_compiling():
         _dispatch.resolve(backend, flat[0], op)
     encoder, table = plan.sae.whole_encoder()
     bias = table[:, Column.BIAS]
