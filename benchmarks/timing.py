@@ -13,8 +13,9 @@ Calls = Sequence[Call]
 # microseconds of one call, in the given round
 Clock = Callable[[Calls, int], float]
 
-LEAST_ROUNDS, MOST_ROUNDS = 15, 300
+LEAST_ROUNDS, MOST_ROUNDS = 15, 200
 GRAPH_CALLS = 20
+FLUSH_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,10 @@ def wall_clock(calls: Calls, turn: int) -> float:
 
 
 class GraphClock:
-    """Calls on a CUDA device, without launch overhead: replays of one graph that holds a competitor's calls."""
+    """Calls on a CUDA device, without launch overhead: replays of one graph that holds a competitor's calls.
+
+    Many calls are meant to find their buffers cold: what an earlier replay left in the cache is flushed.
+    """
 
     def __init__(self) -> None:
         # by identity of the calls, which are kept so that none can take the place of another
@@ -77,6 +81,8 @@ class GraphClock:
         if id(calls) not in self._graphs:
             self._graphs[id(calls)] = (calls, *_captured(calls))
         _, graph, n_calls = self._graphs[id(calls)]
+        if len(calls) > 1:
+            flush("cuda")
         started, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         started.record()
         graph.replay()
@@ -86,8 +92,8 @@ class GraphClock:
 
 
 def _captured(calls: Calls) -> tuple[torch.cuda.CUDAGraph, int]:
-    """A graph of all calls (one call is repeated), and how many it holds."""
-    several = list(calls) if len(calls) > 1 else [*calls] * GRAPH_CALLS
+    """A graph of the first calls (one call is repeated), and how many it holds."""
+    several = list(calls[:GRAPH_CALLS]) if len(calls) > 1 else [*calls] * GRAPH_CALLS
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # kernels compile and libraries allocate outside of the graph
@@ -111,6 +117,11 @@ def event_clock(calls: Calls, turn: int) -> float:
     return started.elapsed_time(ended) * 1e3
 
 
+def flush(device: str) -> None:
+    """Leave nothing in the caches but a buffer that nobody reads."""
+    torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device).fill_(1)
+
+
 def interleave(
     competitors: Mapping[str, Calls],
     *,
@@ -127,7 +138,7 @@ def interleave(
     """
     names = list(competitors)
     for name in names:  # first calls compile and allocate
-        clock(competitors[name], 0)
+        clock(competitors[name], -1)
     times: dict[str, list[float]] = {name: [] for name in names}
     deadline = now() + seconds
     for turn in range(most_rounds):
