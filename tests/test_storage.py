@@ -154,9 +154,9 @@ def test_lying_header_lengths_are_refused(length, tmp_path):
         open_safetensors(path)
 
 
-def test_a_file_of_gigabytes_passes_through_a_band(tmp_path):
-    """Peak memory over a sparse file of 512 MiB, and the answer, in a process of its own."""
-    path, height, width = tmp_path / "sparse.safetensors", 4096, 32768
+def test_a_large_file_passes_through_a_band(tmp_path):
+    """Peak memory over a sparse file of 128 MiB, and the answer, in a process of its own."""
+    path, height, width = tmp_path / "sparse.safetensors", 4096, 8192
     header = json.dumps({"m": {"dtype": "F32", "shape": [height, width], "data_offsets": [0, height * width * 4]}})
     with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(header)) + header.encode())
