@@ -13,6 +13,7 @@ from torch import Tensor
 
 import sparsesteer as ss
 from sparsesteer import ops
+from sparsesteer._layout import Column
 from sparsesteer.plans import SteeringPlan
 
 VALUE = 3.0
@@ -77,11 +78,12 @@ def ours(plan: SteeringPlan) -> Transform:
 def gathered(plan: SteeringPlan) -> Transform:
     """The best plain torch: the edited rows alone, two matrix products and the activation in place.
 
-    Its rows, as ours, have their own dtype: for bf16 h and fp32 rows it computes in fp32.
+    It sets every feature to ``VALUE``, for ReLU and JumpReLU rows. Its rows, as ours, have their own dtype: for bf16 h
+    and fp32 rows it computes in fp32.
     """
     encoder, decoder, dtype = plan.encoder, plan.decoder, plan.encoder.dtype
-    bias = torch.full((len(plan),), BIAS, device=plan.device, dtype=dtype)
-    threshold = torch.full((len(plan),), THRESHOLD, device=plan.device, dtype=dtype)
+    bias = plan.rows[:, Column.BIAS].to(dtype).contiguous()
+    threshold = plan.rows[:, Column.THRESHOLD].clamp(min=0).to(dtype)
 
     def transform(h: Tensor) -> Tensor:
         x = h.to(dtype)

@@ -11,7 +11,7 @@ from pathlib import Path
 from sparsesteer.benchmarks import machine
 from sparsesteer.benchmarks.timing import Ratio, Spread
 
-TABLE_WIDTH = 100  # a pipe would get 80 columns, which cut the cells
+TABLE_WIDTH = 110  # a pipe would get 80 columns, which cut the cells
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ def print_table(title: str, columns: list[str], body: list[list[str]]) -> None:
     """With rich where it is installed; a cell that ends with ! is red."""
     if util.find_spec("rich") is None:
         widths = [max(map(len, column)) for column in zip(columns, *body, strict=True)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (columns, *body)]
+        lines = [
+            "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (columns, *body)
+        ]
         print("\n".join(["", title, *lines]))
         return
     from rich.console import Console
@@ -103,5 +105,4 @@ def print_table(title: str, columns: list[str], body: list[list[str]]) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for row in body:
         table.add_row(*(Text(cell, style="bold red" if cell.endswith("!") else "") for cell in row))
-    console = Console()
-    console.print(table, width=max(console.width, TABLE_WIDTH), crop=False)
+    Console(width=max(Console().width, TABLE_WIDTH)).print(table)
