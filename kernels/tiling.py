@@ -30,7 +30,7 @@ def steer_tiling(n: int, m: int, width: int, out_width: int) -> SteerTiling:
     tokens = _tokens(n)
     tiles = ceil_div(n, tokens)
     rows = _shrink_rows(tokens, m)
-    step = {1: 128, 64: 32}.get(tokens, 64)
+    step = 128 if tokens == 1 else 32
     steps = ceil_div(width, step)
     split_width = step * ceil_div(steps, _splits(tokens, tiles * max(1, ceil_div(m, rows)), steps))
     return SteerTiling(
@@ -39,7 +39,7 @@ def steer_tiling(n: int, m: int, width: int, out_width: int) -> SteerTiling:
         shrink_step=step,
         splits=ceil_div(width, split_width),
         split_width=split_width,
-        expand_rows=min(256 if tokens == 1 else 32, max(MIN_DOT, power_of_two(m))),
+        expand_rows=min(256, max(MIN_DOT, power_of_two(m))) if tokens == 1 else 32,
         expand_width=_expand_width(tiles, out_width),
         warps=8 if tokens == 64 else 4,
     )
@@ -56,7 +56,7 @@ def _shrink_rows(tokens: int, m: int) -> int:
         return 8 if m <= 128 else 16
     if m <= 16:
         return MIN_DOT
-    return 32 if m <= 64 and tokens < 64 else 64
+    return 32 if tokens == 16 or (tokens == 32 and m <= 64) else 64
 
 
 def _splits(tokens: int, programs: int, steps: int) -> int:
