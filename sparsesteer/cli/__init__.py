@@ -2,10 +2,7 @@
 
 import typer
 
-from sparsesteer.cli.demo import demo
-from sparsesteer.cli.features import features
-from sparsesteer.cli.info import info
-from sparsesteer.cli.steer import steer
+from sparsesteer.cli import bench, demo, features, info, steer
 
 app = typer.Typer(
     help="Steer language models through their sparse autoencoders.",
@@ -14,7 +11,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (info, features, steer, demo):
+for command in (info.info, features.features, steer.steer, demo.demo, bench.bench):
     app.command()(command)
 
 

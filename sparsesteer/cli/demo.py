@@ -29,6 +29,7 @@ from sparsesteer.demo.setting import Setting
 
 SPEED_FEATURES = 64
 SPEED_TOKENS = 16
+SIDE_BY_SIDE = 110  # columns of the terminal from which three texts fit beside each other
 
 
 @one_line_errors
@@ -60,7 +61,7 @@ def demo(
         setting = Setting.load(network, tokenizer, sae, prompt, rule.new_tokens)
     console = status_console() if as_json else Console()
     console.rule("Features")
-    console.print(Text(f"{setting.sae}\n\n{rule}\n"))
+    console.print(Text(f"{setting.sae}\n\nRule: {rule}\n"))
     chosen = choose_features(setting, rule, progress)
     if not chosen:
         raise ValueError(f"no feature passes the rule with the prompt {prompt!r}; try another --prompt")
@@ -94,11 +95,11 @@ def print_comparison(console: Console, audition: Audition, comparison: Compariso
     console.print(
         Text.assemble(
             (f"Feature {candidate.feature}", "bold"),
-            f" set to {candidate.value:.3g}; makes likelier: {', '.join(candidate.words[:8])}",
+            f" set to {audition.value:.3g}; promotes: {', '.join(candidate.words[:8])}",
         )
     )
     console.print(Text(f"Prompt: {comparison.prompt}"))
-    width = max(30, console.width // 3 - 1)
+    width = console.width // 3 - 1 if console.width >= SIDE_BY_SIDE else console.width
     used = [*audition.used, *(word.capitalize() for word in audition.used)]
     steered = Text(comparison.steered)
     steered.highlight_words(used, "bold green")

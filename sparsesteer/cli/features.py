@@ -1,7 +1,7 @@
 """``sparsesteer features``: which features are active where in a text."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -80,7 +80,7 @@ def features(
         FeatureColumn(feature, maximum, words_of(tokenizer, row), codes[:, feature].tolist())
         for feature, maximum, row in zip(chosen.tolist(), maxima.tolist(), promoted, strict=True)
     ]
-    tokens = [tokenizer.decode([token]) for token in ids[0, kept].tolist()]
+    tokens = tokenizer.batch_decode([[token] for token in ids[0, kept].tolist()])
     if as_json:
         print_json({"model": model, "sae": sae, "tokens": tokens, "features": [asdict(c) for c in columns]})
         return
@@ -96,8 +96,8 @@ def site_activations(model: nn.Module, site: Site | int, ids: torch.Tensor) -> t
     place = ModelSites.of(model).resolve(site)
     caught: list[torch.Tensor] = []
 
-    def catch(module: nn.Module, args: tuple, kwargs: dict, output: object = None) -> None:
-        read = (args or tuple(kwargs.values())) if place.before else output
+    def catch(module: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
+        read = (*args, *kwargs.values()) if place.before else output
         caught.append(read[0] if isinstance(read, tuple) else read)
 
     register = place.module.register_forward_pre_hook if place.before else place.module.register_forward_hook

@@ -2,13 +2,15 @@
 
 from importlib import util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 import sparsesteer
 from sparsesteer.sae import SAE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -16,7 +18,7 @@ DEMO = "demo"
 DEMO_SAE_FOLDER = Path(sparsesteer.__file__).parent / "assets" / "smollm2-135m-instruct-l16"
 
 
-def load_model(name: str) -> tuple[nn.Module, Any]:
+def load_model(name: str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """(model, tokenizer) in eval mode, on the GPU if there is one.
 
     Args:
@@ -44,7 +46,7 @@ def _smollm2_file() -> Path:
     return Path(spec.origin).parent / SMOLLM2_FILE
 
 
-def _load_gguf(file: Path) -> tuple[nn.Module, Any]:
+def _load_gguf(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     absent = [package for package in ("gguf", "accelerate") if util.find_spec(package) is None]
     if absent:
         raise ImportError(f"a GGUF model needs: pip install {' '.join(absent)}")
@@ -54,7 +56,7 @@ def _load_gguf(file: Path) -> tuple[nn.Module, Any]:
     return _load({"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}, dtype=torch.float32)
 
 
-def _load(source: dict[str, str], dtype: torch.dtype | str) -> tuple[nn.Module, Any]:
+def _load(source: dict[str, str], dtype: torch.dtype | str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(**source)

@@ -16,10 +16,10 @@ from sparsesteer.cli.border import (
     ModelOption,
     RawOption,
     SaeOption,
+    counted,
     loading,
     one_line_errors,
     print_json,
-    progress,
 )
 from sparsesteer.cli.edit_grammar import parse_edits
 from sparsesteer.cli.models import DEMO, SMOLLM2, load_model, load_sae
@@ -70,22 +70,21 @@ def steer(
     with loading(f"{sae} SAE and {model}"):
         autoencoder = load_sae(sae, model)
         network, tokenizer = load_model(model)
-    plan = autoencoder.plan(changes).to(network.device)
+    plan = autoencoder.plan(changes)
     target = plan if layer is None else {layer: plan}
     prompt_ids = encode_prompt(tokenizer, prompt, raw=raw, device=network.device)
 
     def answer(description: str) -> str:
-        steps = progress(range(max_new_tokens), description)
-        new_ids = generate(
-            network,
-            tokenizer,
-            prompt_ids,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            on_token=lambda: next(steps, None),
-        )
-        steps.close()
+        with counted(max_new_tokens, description) as on_token:
+            new_ids = generate(
+                network,
+                tokenizer,
+                prompt_ids,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed,
+                on_token=on_token,
+            )
         return as_text(tokenizer, new_ids)
 
     unsteered = answer("Unsteered")

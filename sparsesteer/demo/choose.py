@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsesteer import hooks
-from sparsesteer.demo.promotion import gained_probability, open_places
 from sparsesteer.demo.setting import Setting, Track
 from sparsesteer.edits import Edit
-from sparsesteer.logit_lens import word_tokens, words_of
+from sparsesteer.logit_lens import promoted_tokens, word_tokens, words_of
 
 STEM = 4  # words that agree in so many letters count as forms of one word
+SHARED_DIRECTIONS = 8  # of embeddings: frequency, capitals; not what a word means
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,10 @@ class Rule:
 
     least_density: float = 1e-3
     most_density: float = 3e-2
-    strongest: int = 192
-    strength: float = 1.5  # values are set to this many maxima
-    places: int = 2
-    promoted: int = 10  # words that rank a feature
-    counted: int = 40  # words looked for in an answer
-    shortlist: int = 12
+    likened: int = 10  # promoted words compared with each other
+    counted: int = 40  # promoted words looked for in an answer
+    shortlist: int = 16
+    strengths: tuple[float, ...] = (1.0, 1.5, 2.0)  # values tried, in maxima of the feature
     chosen: int = 3
     largest_overlap: float = 0.3  # cosine between the decoder rows of two features
     most_surprise: float = 1.0  # nats per token
@@ -35,77 +33,94 @@ class Rule:
     new_tokens: int = 48
 
     def __str__(self) -> str:
+        strengths = ", ".join(f"{strength:g}" for strength in self.strengths)
         return (
-            f"Of the features active on {self.least_density:.1%} to {self.most_density:.0%} of the corpus, take the "
-            f"{self.strongest} with the largest change of the residual stream at their maximum. Write each, at "
-            f"{self.strength:g} times its maximum, to the {self.places} tokens of the model's own answer after which "
-            f"it is least certain, and keep the {self.shortlist} whose {self.promoted} most favoured words gain most "
-            "probability together (forms of a word counted once; no two features with decoder rows of a cosine above "
-            f"{self.largest_overlap:g}). Answer the prompt with each of these set to that value in the generated "
-            f"tokens. Show the {self.chosen} answers with most different favoured words that the unsteered answer "
-            f"lacks, among answers whose loss under the unsteered model is at most {self.most_surprise:g} nats a token "
-            f"above that of its own answer, and of whose three-word sequences at most {self.most_repetition:.0%} "
-            "repeat."
+            f"A feature's words are those that its decoder row promotes most, read through final norm and unembedding "
+            f"(forms of a word counted once). Of the features active on {self.least_density:.1%} to "
+            f"{self.most_density:.0%} of the corpus, take the {self.shortlist} whose first {self.likened} words are "
+            f"most alike (mean cosine of their embeddings), no two with decoder rows of a cosine above "
+            f"{self.largest_overlap:g}. Answer the prompt with each set to {strengths} times its maximum in the "
+            f"generated tokens. Show the {self.chosen} whose answers use most of their first {self.counted} words "
+            "that the unsteered answer lacks, among answers that stay readable: loss under the unsteered model at "
+            f"most {self.most_surprise:g} nats a token above that of its own answer, and at most "
+            f"{self.most_repetition:.0%} of the three-word sequences repeated."
         )
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A feature and the words it favours, best first."""
+    """A feature and the words it promotes, best first."""
 
     feature: int
-    value: float
     words: tuple[str, ...]
-    gain: float  # probability that the first of the words gain together, at the places looked at
+    likeness: float  # mean cosine between the embeddings of the first of them
 
 
 @dataclass(frozen=True)
 class Audition:
-    """A candidate set to its value in the generated tokens, and what came of it."""
+    """A candidate set to a value in the generated tokens, and what came of it."""
 
     candidate: Candidate
+    value: float
     answer: str
-    used: tuple[str, ...]  # favoured words in the answer that the unsteered answer lacks
+    used: tuple[str, ...]  # promoted words in the answer that the unsteered answer lacks
     surprise: float  # loss of the answer under the unsteered model minus that of its own answer, nats per token
     repetition: float  # share of three-word sequences that came before
 
     @property
     def edit(self) -> Edit:
         """The edit that steers."""
-        return Edit.set({self.candidate.feature: self.candidate.value})
+        return Edit.set({self.candidate.feature: self.value})
 
 
 def choose_features(setting: Setting, rule: Rule, track: Track) -> list[Audition]:
     """The features that the rule picks, at most ``rule.chosen``."""
-    return best(audition(setting, shortlist(setting, rule, track), rule, track), rule)
+    return best(audition(setting, shortlist(setting, rule), rule, track), rule)
 
 
-def shortlist(setting: Setting, rule: Rule, track: Track) -> list[Candidate]:
-    """The candidates whose words gain most, best first.
+@torch.no_grad()
+def shortlist(setting: Setting, rule: Rule) -> list[Candidate]:
+    """The candidates whose words are most alike, best first.
 
     Raises:
         ValueError: no feature has the density that the rule asks for.
     """
-    density = setting.density
+    density, decoder = setting.density, setting.sae.whole_decoder()[0]
     features = ((density >= rule.least_density) & (density <= rule.most_density)).nonzero()[:, 0]
     if len(features) == 0:
         raise ValueError(f"no feature has a density from {rule.least_density} to {rule.most_density}")
-    changes = rule.strength * setting.maximum[features, None] * setting.sae.whole_decoder()[0][features]
-    order = changes.norm(dim=-1).topk(min(rule.strongest, len(features))).indices
-    features, changes = features[order], changes[order]
-    device = setting.prompt_ids.device
-    ids, words = setting.whole_ids, word_tokens(setting.tokenizer).to(device)
-    places = open_places(setting.model, ids, setting.prompt_ids.shape[1], rule.places)
-    gained = gained_probability(setting.model, setting.block, changes.to(device), ids, places, words, track)
+    words, meanings = vocabulary(setting)
+    directions = decoder[features].to(words.device)
+    promoted = promoted_tokens(setting.model, directions, min(2 * rule.counted, len(words)), words)
     found = []
-    for feature, gains in zip(features.tolist(), gained, strict=True):
-        top = gains.topk(min(2 * rule.counted, len(words)))
-        distinct = distinct_words(words_of(setting.tokenizer, words[top.indices]))[: rule.counted]
-        gain = top.values[[position for position, _ in distinct[: rule.promoted]]].sum().item()
-        value = rule.strength * setting.maximum[feature].item()
-        found.append(Candidate(feature, value, tuple(word for _, word in distinct), gain))
-    found.sort(key=lambda candidate: (-candidate.gain, candidate.feature))
-    return _diverse(found, setting.sae.whole_decoder()[0], rule)
+    for feature, ids in zip(features.tolist(), promoted, strict=True):
+        distinct = distinct_words(words_of(setting.tokenizer, ids))[: rule.counted]
+        first = ids[[position for position, _ in distinct[: rule.likened]]]
+        likeness = mean_cosine(meanings[torch.searchsorted(words, first)])
+        found.append(Candidate(feature, tuple(word for _, word in distinct), likeness))
+    found.sort(key=lambda candidate: (-candidate.likeness, candidate.feature))
+    return _diverse(found, decoder, rule)
+
+
+def vocabulary(setting: Setting) -> tuple[Tensor, Tensor]:
+    """(ids [W] of words, ascending, their embeddings [W, D] of length 1 without what all words share).
+
+    Pieces that a model never writes ("dissemin") are left out: they have long, nearly equal unembedding rows. So
+    is the half of the words with the longest.
+    """
+    words = word_tokens(setting.tokenizer, shortest=4).to(setting.prompt_ids.device)
+    rows = setting.model.get_output_embeddings().weight[words].float()  # type: ignore[operator]
+    lengths = rows.norm(dim=-1)
+    words, rows = words[lengths <= lengths.median()], rows[lengths <= lengths.median()]
+    rows = rows - rows.mean(0)
+    shared = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -SHARED_DIRECTIONS:]
+    return words, F.normalize(rows - rows @ shared @ shared.T, dim=-1)
+
+
+def mean_cosine(unit_rows: Tensor) -> float:
+    """Over all pairs of different rows [n, D] of length 1; 0 for a single row."""
+    n = len(unit_rows)
+    return ((unit_rows.sum(0).square().sum() - n) / max(n * (n - 1), 1)).item()
 
 
 def _stem(word: str) -> str:
@@ -133,11 +148,13 @@ def _diverse(candidates: list[Candidate], decoder: Tensor, rule: Rule) -> list[C
 
 
 def audition(setting: Setting, candidates: list[Candidate], rule: Rule, track: Track) -> list[Audition]:
-    """Every candidate's answer to the prompt, in order."""
+    """Every candidate's answers to the prompt, in order."""
     own_loss, own_stems = _loss(setting, setting.own_ids), _stems(setting.own_text)
     heard = []
-    for candidate in track(candidates, "Trying features"):
-        plan = setting.sae.plan(Edit.set({candidate.feature: candidate.value}))
+    trials = [(candidate, strength) for candidate in candidates for strength in rule.strengths]
+    for candidate, strength in track(trials, "Trying features"):
+        value = strength * setting.maximum[candidate.feature].item()
+        plan = setting.sae.plan(Edit.set({candidate.feature: value}))
         with hooks.steer(setting.model, plan, positions="generated"):
             ids = setting.answer(rule.new_tokens)
         answer = setting.text(ids)
@@ -145,6 +162,7 @@ def audition(setting: Setting, candidates: list[Candidate], rule: Rule, track: T
         heard.append(
             Audition(
                 candidate=candidate,
+                value=value,
                 answer=answer,
                 used=tuple(word for word in candidate.words if _stem(word) in new_stems),
                 surprise=_loss(setting, ids) - own_loss,
@@ -155,9 +173,14 @@ def audition(setting: Setting, candidates: list[Candidate], rule: Rule, track: T
 
 
 def best(heard: list[Audition], rule: Rule) -> list[Audition]:
-    """The readable auditions that use most favoured words; among equals the least surprising."""
-    readable = [a for a in heard if a.surprise <= rule.most_surprise and a.repetition <= rule.most_repetition]
-    return sorted(readable, key=lambda a: (-len(a.used), a.surprise, a.candidate.feature))[: rule.chosen]
+    """The readable auditions that use most promoted words, one a feature; among equals the least surprising."""
+    readable = [a for a in heard if a.used and a.surprise <= rule.most_surprise]
+    readable = [a for a in readable if a.repetition <= rule.most_repetition]
+    readable.sort(key=lambda a: (-len(a.used), a.surprise, a.candidate.feature))
+    of_feature: dict[int, Audition] = {}
+    for a in readable:
+        of_feature.setdefault(a.candidate.feature, a)
+    return list(of_feature.values())[: rule.chosen]
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -69,7 +70,10 @@ def saelens_class(folder: Path, features: Tensor, device: str) -> Transform:
     from sae_lens import SAE as LensSAE
 
     lens = LensSAE.load_from_disk(folder, device=device, dtype="float32")
-    lens.use_error_term = True
+    with warnings.catch_warnings():
+        # sae_lens announces another way, for models that it loads itself; here the SAE stands alone
+        warnings.simplefilter("ignore", DeprecationWarning)
+        lens.use_error_term = True
 
     def scale(codes: Tensor, hook: Any) -> Tensor:
         codes = codes.clone()
