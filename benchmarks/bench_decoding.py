@@ -23,8 +23,8 @@ from sparsesteer.model_sites import ModelSites
 from sparsesteer.plans import SteeringPlan
 
 LAYER, N_EDITED = 16, 64
-PROMPT_TOKENS, NEW_TOKENS = 16, 4  # short turns: a pair sees the same noise
-PAIRS = 60
+PROMPT_TOKENS, CHECKED_TOKENS = 16, 4
+PAIRS = 200  # of one token each: a machine's noise is slow, so that both of a pair see the same
 LEAST_RATIO = 0.98  # the goal, for the lower end of the interval
 LOGITS_ERROR = 1e-3  # of steered logits against a plain torch hook, relative to what steering changes
 
@@ -79,21 +79,21 @@ def random_plan(width: int, device: str) -> SteeringPlan:
 
 @torch.no_grad()
 def measure(model: nn.Module, name: str, plan: SteeringPlan, sae: str, layer: int, pairs: int = PAIRS) -> Decoding:
-    """Time ``pairs`` interleaved pairs of unsteered and steered decoding.
+    """Time ``pairs`` interleaved pairs of one token unsteered and one steered.
 
     Raises:
         WrongResult: the steered logits are not those of a plain torch hook.
     """
     device: torch.device = model.device  # type: ignore[assignment]
     vocabulary = model.config.vocab_size  # type: ignore[union-attr]
-    ids = torch.randint(vocabulary, (1, PROMPT_TOKENS + NEW_TOKENS), generator=torch.Generator().manual_seed(0))
-    prompt, new = ids.to(device).split([PROMPT_TOKENS, NEW_TOKENS], dim=1)
+    ids = torch.randint(vocabulary, (1, PROMPT_TOKENS + CHECKED_TOKENS), generator=torch.Generator().manual_seed(0))
+    prompt, new = ids.to(device).split([PROMPT_TOKENS, CHECKED_TOKENS], dim=1)
     cache = model(prompt, use_cache=True).past_key_values
     ways: dict[str, list[Way]] = {UNSTEERED: [nullcontext], STEERED: [lambda: ss.steer(model, {layer: plan})]}
     _check_logits(model, cache, new, ways[STEERED][0], plan, layer)
 
     def clock(calls: timing.Calls, turn: int) -> float:
-        return _decode(model, cache, new, calls[0])[1]  # type: ignore[arg-type]
+        return _decode(model, cache, new[:, :1], calls[0])[1]  # type: ignore[arg-type]
 
     times = timing.interleave(ways, clock=clock, seconds=0, least_rounds=pairs, most_rounds=pairs)
     ratio = timing.Ratio.of(times[UNSTEERED], times[STEERED])
