@@ -1,5 +1,6 @@
 """Steering a torch model while a ``with`` block runs."""
 
+import itertools
 import sys
 import threading
 from collections import OrderedDict
@@ -71,6 +72,20 @@ def steer(
     return Steering(model, plan, strength, positions, exclude_special_tokens)
 
 
+class _Strengths(threading.local):
+    """The strength of the forward call that runs in this thread, for every module whose calls are read.
+
+    Global, because Dynamo compiles a tensor that it reaches through a module for one shape only.
+    """
+
+    def __init__(self) -> None:
+        self.of_reader: dict[int, float | Tensor] = {}
+
+
+_strengths = _Strengths()
+_new_key = itertools.count()
+
+
 class Steering:
     """What ``steer`` returns: a context that can be entered again after it was left."""
 
@@ -78,13 +93,13 @@ class Steering:
         self, model: nn.Module, plan: Plans, strength: float | Tensor, positions: Positions, excluded: object
     ) -> None:
         sites = ModelSites.of(model)
-        self._readings: dict[nn.Module, _Reading] = {}
+        self._readers: dict[nn.Module, int] = {}  # the modules whose calls are read, each with its key
         self._edits: list[_SiteEdit] = []
         for site, each in _pairs(plan):
             place = sites.resolve(site)
             _check_width(place, each)
-            reading = self._readings.setdefault(sites.reader_of(place), _Reading())
-            self._edits.append(_SiteEdit(each, place, reading))
+            key = self._readers.setdefault(sites.reader_of(place), next(_new_key))
+            self._edits.append(_SiteEdit(each, place, key))
         self._select = selector(positions)
         self._excluded = special_token_ids(excluded)
         self._strength = check_strength(strength)
@@ -104,8 +119,9 @@ class Steering:
             raise RuntimeError("steer: this context is entered already; to nest them make another one with ss.steer")
         _drop_compiled_code()
         with ExitStack() as hooks:
-            for module, reading in self._readings.items():
-                hooks.callback(self._install_reader(module, reading).remove)
+            for module, key in self._readers.items():
+                hooks.callback(self._install_reader(module, key).remove)
+                hooks.callback(_strengths.of_reader.pop, key, None)
             for edit in self._edits:
                 hooks.callback(edit.install().remove)
             self._hooks = hooks.pop_all()
@@ -117,11 +133,11 @@ class Steering:
             self._hooks = None
             _drop_compiled_code()
 
-    def _install_reader(self, module: nn.Module, reading: "_Reading") -> RemovableHandle:
+    def _install_reader(self, module: nn.Module, key: int) -> RemovableHandle:
         calls = CallReader(argument_names(module))
 
         def read_call(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            reading.strength = self._strength_of(calls.read(args, kwargs))
+            _strengths.of_reader[key] = self._strength_of(calls.read(args, kwargs))
 
         # Compiled code would be specialised to one place in the sequence, and made again at every token.
         opaque = torch.compiler.disable(read_call, reason="sparsesteer follows the sequence outside compiled code")
@@ -138,19 +154,13 @@ class Steering:
         return self._strength
 
 
-class _Reading(threading.local):
-    """The strength of the forward call that runs in this thread."""
-
-    strength: float | Tensor | None = None
-
-
 class _SiteEdit:
     """One plan at one place."""
 
-    def __init__(self, plan: SteeringPlan, place: Place, reading: _Reading) -> None:
+    def __init__(self, plan: SteeringPlan, place: Place, reader: int) -> None:
         self.plan = plan
         self.place = place
-        self.reading = reading
+        self.reader = reader
 
     def install(self) -> RemovableHandle:
         """Before the hooks of others, which then see what the model goes on with, and after ours of outer contexts."""
@@ -183,7 +193,7 @@ class _SiteEdit:
         return args, {**kwargs, name: self._steered(kwargs[name])}
 
     def _steered(self, h: Tensor) -> Tensor:
-        strength = self.reading.strength
+        strength = _strengths.of_reader.get(self.reader)
         if strength is None:
             raise RuntimeError(
                 f"steer: {self.place.path} ran outside the model whose calls show its tokens; "

@@ -162,7 +162,7 @@ def _check_out(out: Tensor, inputs: tuple[Tensor | None, ...]) -> None:
 def _split_strength(strength: float | Tensor, h: Tensor) -> tuple[Tensor | None, float]:
     """(strength per token [N] or None, number that multiplies it)."""
     if not isinstance(strength, Tensor):
-        if not math.isfinite(strength):
+        if not -math.inf < strength < math.inf:  # isfinite would break the graph of torch.compile
             raise ValueError(f"steer: strength should be finite, got {strength}")
         return None, float(strength)
     if strength.dim() == 0:

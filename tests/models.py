@@ -1,5 +1,7 @@
 """Tiny language models with random weights, and plans for them; nothing is downloaded."""
 
+from types import SimpleNamespace
+
 import torch
 from transformers import (
     GPT2Config,
@@ -17,10 +19,10 @@ PAD = 0
 BLOCKS = {"llama": "model.layers", "gpt2": "transformer.h", "neox": "gpt_neox.layers"}
 
 
-def llama(**changes):
+def llama(n_layers=N_LAYERS):
     config = LlamaConfig(
-        hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=N_LAYERS, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=VOCABULARY, max_position_embeddings=64, pad_token_id=PAD, **changes,
+        hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=n_layers, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=VOCABULARY, max_position_embeddings=64, pad_token_id=PAD,
     )  # fmt: skip
     return _wide_awake(LlamaForCausalLM, config)
 
@@ -36,9 +38,27 @@ def gpt2():
 def neox():
     config = GPTNeoXConfig(
         hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=N_LAYERS, num_attention_heads=4,
-        vocab_size=VOCABULARY, max_position_embeddings=64, pad_token_id=PAD, bos_token_id=1, eos_token_id=VOCABULARY - 1,
+        vocab_size=VOCABULARY, max_position_embeddings=64, pad_token_id=PAD, bos_token_id=1,
+        eos_token_id=VOCABULARY - 1,
     )  # fmt: skip
     return _wide_awake(GPTNeoXForCausalLM, config)
+
+
+class Toy(torch.nn.Module):
+    """A stack of linear blocks in the guise of a language model, quick to compile."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = SimpleNamespace(num_hidden_layers=2, hidden_size=WIDTH)
+        self.embedding = torch.nn.Embedding(VOCABULARY, WIDTH)
+        self.blocks = torch.nn.ModuleList([torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, WIDTH)])
+
+    def forward(self, input_ids, attention_mask=None):
+        h = self.embedding(input_ids)
+        for each in self.blocks:
+            h = torch.tanh(each(h))
+        return h
 
 
 def build(family):
