@@ -160,7 +160,7 @@ def random_model(tiny: bool, device: str) -> nn.Module:
     """A Llama with random weights: SmolLM2-135M's shape, or so small that a hook's own cost shows."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = (
+    shape: dict[str, Any] = (
         {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "vocab_size": 256}
         if tiny

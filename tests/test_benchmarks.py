@@ -204,6 +204,6 @@ def test_decoding_compares_steered_with_unsteered(one_thread, monkeypatch):
     assert result.pairs == 2 and result.ratio.low <= result.ratio.median <= result.ratio.high
     assert json.dumps(result.as_json())
     plain = competitors.gathered
-    monkeypatch.setattr(competitors, "gathered", lambda plan: lambda h: h + 1.1 * (plain(plan)(h) - h))
+    monkeypatch.setattr(competitors, "gathered", lambda plan: lambda h: plain(plan)(h).flip(-1))
     with pytest.raises(gate.WrongResult, match="no speed"):
         bench_decoding.measure_tiny("cpu", pairs=2)
