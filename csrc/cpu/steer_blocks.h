@@ -7,6 +7,12 @@
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
+constexpr int kTokenGroup = SPARSESTEER_VECTOR_BYTES == 64 ? 6 : 2;  // accumulators of a block fit the registers
+constexpr int kRowGroup = 4;
+constexpr int kRowGroupOneToken = 8;
+constexpr int kColumnGroup = 4;
+constexpr int64_t kRowsAhead = 4;  // that are fetched early for a single token
+
 // z[j * z_stride + t] = x[t] . encoder[j] for JR rows and TG tokens.
 template <typename C, typename R, int JR, int TG>
 SPARSESTEER_INLINE void dot_block(const C* const* x, const R* encoder, int64_t d, C* z, int64_t z_stride) {
@@ -42,6 +48,10 @@ SPARSESTEER_INLINE void sum_block(const R* decoder, int64_t d_out, const C* delt
   for (int64_t i = 0; i < n_active; ++i) {
     const R* row = decoder + active[i] * d_out + c;
     const C* amount = delta + active[i] * delta_stride;
+    if (TG == 1 && i + kRowsAhead < n_active) {  // rows lie far apart: the hardware does not see the next one coming
+      const char* next = reinterpret_cast<const char*>(decoder + active[i + kRowsAhead] * d_out + c);
+      for (int64_t byte = 0; byte < int64_t(CV * kLanes<C> * sizeof(R)); byte += 64) __builtin_prefetch(next + byte);
+    }
     Vec<C> columns[CV];
     for (int v = 0; v < CV; ++v) columns[v] = load(row + v * kLanes<C>);
     for (int t = 0; t < TG; ++t)

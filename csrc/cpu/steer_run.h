@@ -10,9 +10,9 @@
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
-constexpr int64_t kTileTokens = 24;
-constexpr int64_t kSharedTokens = 64;     // at most so many tokens are one tile that all threads share
-constexpr int64_t kColumnsTogether = 64;  // a thread's share of columns is a multiple of this
+constexpr int64_t kTileTokens = 48;
+constexpr int64_t kSharedTokens = kMostTokens;  // at most so many tokens are one tile that all threads share
+constexpr int64_t kColumnsTogether = 64;        // a thread's share of columns is a multiple of this
 
 // Scratch that lives as long as its thread, so that a call of one token allocates nothing.
 inline char* scratch(size_t bytes) {
@@ -64,10 +64,13 @@ class Run {
 
   // One thread, its own tokens, tile after tile.
   void run_tiles(Range tokens) const {
-    for (int64_t t = tokens.begin; t < tokens.end; t += kTileTokens) {
-      const int64_t n = std::min(kTileTokens, tokens.end - t);
+    const int64_t count = tokens.end - tokens.begin, tiles = (count + kTileTokens - 1) / kTileTokens;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const Range mine = share(count, tiles, i, kTokenGroup);
+      const int64_t t = tokens.begin + mine.begin, n = mine.end - mine.begin;
+      if (n == 0) continue;
       const size_t bytes = TileType::scratch_bytes(a, n);
-      char* memory = scratch(bytes + a.m * sizeof(int32_t));
+      char* memory = scratch(bytes + TileType::active_count(a, n) * sizeof(int32_t));
       TileType tile(a, live.data() + t, n, memory);
       tile.read(0, n);
       tile.encode(0, a.m);
@@ -81,7 +84,8 @@ class Run {
     TileType tile(a, live.data(), n, scratch(TileType::scratch_bytes(a, n)));
     const bool together = TileType::reads_much(a);
     if (!together) tile.read(0, n);
-    std::vector<int32_t> active(a.m * threads);
+    const int64_t lists = TileType::active_count(a, n);
+    std::vector<int32_t> active(lists * threads);
 #pragma omp parallel num_threads(threads)
     {
       const int parts = omp_get_num_threads(), i = omp_get_thread_num();
@@ -94,7 +98,7 @@ class Run {
       tile.encode(rows.begin, rows.end);
 #pragma omp barrier
       const Range columns = share(a.d_out, parts, i, kColumnsTogether);
-      tile.add(columns.begin, columns.end, active.data() + i * a.m);
+      tile.add(columns.begin, columns.end, active.data() + i * lists);
       if (a.preserve_norm) {
 #pragma omp barrier
         const Range mine = share(n, parts, i, 1);

@@ -10,10 +10,8 @@
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
-constexpr int kTokenGroup = SPARSESTEER_VECTOR_BYTES == 64 ? 6 : 2;  // accumulators of a block fit the registers
-constexpr int kRowGroup = 4;
-constexpr int kRowGroupOneToken = 8;
-constexpr int kColumnGroup = 4;
+constexpr int64_t kMostTokens = 64;  // of a tile
+constexpr int kMaxGroups = kMostTokens / 2 + 2;
 constexpr int kColumnGroupOneToken = SPARSESTEER_VECTOR_BYTES == 64 ? 16 : 8;
 
 template <typename T, typename R, typename C>
@@ -26,6 +24,8 @@ class Tile {
     const int64_t wide = (reads_scratch(a) ? a.d : 0) + (a.preserve_norm ? a.d_out : 0);
     return (padded(tokens) * (a.m + 4) + tokens * (wide + kLanes<C>)) * sizeof(C) + tokens * sizeof(C*) + 256;
   }
+
+  static int64_t active_count(const SteerArgs& a, int64_t tokens) { return (tokens / kTokenGroup + 3) * a.m; }
 
   // tokens: the numbers of the tile's tokens, all of strength other than 0.
   Tile(const SteerArgs& args, const int32_t* tokens, int64_t n, char* scratch)
@@ -67,9 +67,15 @@ class Tile {
     for (j = j0; j < j1; ++j) edit(j);
   }
 
-  // out for columns [c0, c1) of all tokens; with preserve_norm only the edited vector, for finish().
+  // out for columns [c0, c1) of all tokens; with preserve_norm only the edited vector, for finish(). A panel of
+  // decoder columns stays in cache while all groups of tokens use it. active: room for active_count() numbers.
   void add(int64_t c0, int64_t c1, int32_t* active) const {
-    for (int64_t t = 0; t < n;) t += add_group(t, c0, c1, active);
+    Group groups[kMaxGroups];
+    int count = 0;
+    for (int64_t t = 0; t < n; t += groups[count++].size) groups[count] = group_from(t, active + count * a.m);
+    const int64_t panel = n == 1 ? c1 - c0 : kColumnGroup * kLanes<C>;
+    for (int64_t c = c0; c < c1; c += panel)
+      for (int g = 0; g < count; ++g) add_group(groups[g], c, std::min(c1, c + panel));
   }
 
   // preserve_norm: out = edited vector times ||w|| / ||edited vector||.
@@ -83,8 +89,7 @@ class Tile {
       const C* y = sums + t * a.d_out;
       Vec<C> kept = {}, length = {};
       each_vector<C>(a.d_out, [&](int64_t c, int64_t count) {
-        const Vec<C> before = part<C>(w + c, count), after = part<C>(y + c, count);
-        kept += before * before, length += after * after;
+        kept += part<C>(w + c, count) * part<C>(w + c, count), length += part<C>(y + c, count) * part<C>(y + c, count);
       });
       const C squared = sum<C>(length);
       const C factor = squared > 0 ? std::sqrt(sum<C>(kept)) / std::sqrt(squared) : C(1);
@@ -93,7 +98,7 @@ class Tile {
     }
   }
 
-  // True if read() has more to do than to note pointers: then it is worth a barrier of its own.
+  // True if read() does enough to be worth a barrier of its own.
   static bool reads_much(const SteerArgs& a) { return reads_scratch(a) || reads_norms(a); }
 
  private:
@@ -153,70 +158,78 @@ class Tile {
     return total != 0 ? strength[t] * (C(a.gap) / total) : C(0);
   }
 
-  int64_t add_group(int64_t t, int64_t c0, int64_t c1, int32_t* active) const {
-    if (n - t >= kTokenGroup) return add_tokens<kTokenGroup, kColumnGroup>(t, c0, c1, active);
-    if (n - t >= 2) return add_tokens<2, kColumnGroup>(t, c0, c1, active);
-    return add_tokens<1, kColumnGroupOneToken>(t, c0, c1, active);
-  }
+  // Tokens that are added together, and the rows that change any of them.
+  struct Group {
+    int64_t t;
+    int size;
+    const int32_t* active;
+    int64_t n_active;
+    bool changes[kTokenGroup];
+    C amounts[kTokenGroup];
+  };
 
-  // Columns [c0, c1) of TG tokens; c0 is a multiple of the vector width.
-  template <int TG, int CV>
-  int64_t add_tokens(int64_t t, int64_t c0, int64_t c1, int32_t* active) const {
-    int64_t n_active = 0;
-    bool changes[TG];
-    std::fill(changes, changes + TG, a.delta_bias != nullptr);
+  Group group_from(int64_t t, int32_t* active) const {
+    Group group{t, n - t >= kTokenGroup ? kTokenGroup : n - t >= 2 ? 2 : 1, active, 0, {}, {}};
+    std::fill(group.changes, group.changes + group.size, a.delta_bias != nullptr);
     for (int64_t j = 0; j < a.m; ++j) {
       bool any = false;
-      for (int g = 0; g < TG; ++g) {
+      for (int g = 0; g < group.size; ++g) {
         const bool nonzero = delta[j * stride + t + g] != 0;
-        changes[g] |= nonzero, any |= nonzero;
+        group.changes[g] |= nonzero, any |= nonzero;
       }
-      active[n_active] = int32_t(j);
-      n_active += any;
+      active[group.n_active] = int32_t(j);
+      group.n_active += any;
     }
-    C amounts[TG];
-    for (int g = 0; g < TG; ++g) amounts[g] = changes[g] ? amount(t + g) : C(0);
-    if (std::none_of(changes, changes + TG, [](bool b) { return b; })) {
-      for (int g = 0; g < TG; ++g) copy_row(t + g, c0, c1);
-      return TG;
-    }
-    int64_t c = c0;
-    c = add_columns<TG, CV>(t, c, c1, active, n_active, changes, amounts);
-    c = add_columns<TG, 1>(t, c, c1, active, n_active, changes, amounts);
-    if (c < c1) {
-      Vec<C> y[TG][1];
-      sum_tail<C, R, TG>(decoder(), a.d_out, delta + t, stride, active, n_active, bias(), c, y);
-      write<TG, 1>(t, c, c1 - c, changes, amounts, y);
-    }
-    return TG;
+    for (int g = 0; g < group.size; ++g)
+      if (group.changes[g]) group.amounts[g] = amount(t + g);
+    return group;
   }
 
+  void add_group(const Group& group, int64_t c0, int64_t c1) const {
+    if (group.size == kTokenGroup) {
+      add_columns<kTokenGroup, kColumnGroup>(group, c0, c1);
+    } else if (group.size == 2) {
+      add_columns<2, kColumnGroup>(group, c0, c1);
+    } else if (n > 1) {
+      add_columns<1, kColumnGroup>(group, c0, c1);
+    } else {
+      add_columns<1, kColumnGroupOneToken>(group, c0, c1);
+    }
+  }
+
+  // Columns [c, c1), CV vectors at a time, then one, then what is left.
   template <int TG, int CV>
-  int64_t add_columns(int64_t t, int64_t c, int64_t c1, const int32_t* active, int64_t n_active, const bool* changes,
-                      const C* amounts) const {
+  void add_columns(const Group& group, int64_t c, int64_t c1) const {
+    const C* first = delta + group.t;
     for (; c + CV * kLanes<C> <= c1; c += CV * kLanes<C>) {
       Vec<C> y[TG][CV];
-      sum_block<C, R, TG, CV>(decoder(), a.d_out, delta + t, stride, active, n_active, bias(), c, y);
-      write<TG, CV>(t, c, kLanes<C>, changes, amounts, y);
+      sum_block<C, R, TG, CV>(decoder(), a.d_out, first, stride, group.active, group.n_active, bias(), c, y);
+      write<TG, CV>(group, c, kLanes<C>, y);
     }
-    return c;
+    if constexpr (CV > 1) {
+      add_columns<TG, 1>(group, c, c1);
+    } else if (c < c1) {
+      Vec<C> y[TG][1];
+      sum_tail<C, R, TG>(decoder(), a.d_out, first, stride, group.active, group.n_active, bias(), c, y);
+      write<TG, 1>(group, c, c1 - c, y);
+    }
   }
 
   template <int TG, int CV>
-  SPARSESTEER_INLINE void write(int64_t t, int64_t c, int64_t count, const bool* changes, const C* amounts,
-                                const Vec<C> (&y)[TG][CV]) const {
+  SPARSESTEER_INLINE void write(const Group& group, int64_t c, int64_t count, const Vec<C> (&y)[TG][CV]) const {
     for (int g = 0; g < TG; ++g) {
-      if (!changes[g]) {
-        copy_row(t + g, c, c + (CV - 1) * kLanes<C> + count);
+      const int64_t t = group.t + g;
+      if (!group.changes[g]) {
+        copy_row(t, c, c + (CV - 1) * kLanes<C> + count);
         continue;
       }
       for (int v = 0; v < CV; ++v) {
         const int64_t column = c + v * kLanes<C>;
-        const Vec<C> result = part<C>(into(t + g) + column, count) + y[g][v] * amounts[g];
+        const Vec<C> result = part<C>(into(t) + column, count) + y[g][v] * group.amounts[g];
         if (a.preserve_norm)
-          put<C>(sums + (t + g) * a.d_out + column, result, count);
+          put<C>(sums + t * a.d_out + column, result, count);
         else
-          put<C>(out(t + g) + column, result, count);
+          put<C>(out(t) + column, result, count);
       }
     }
   }
