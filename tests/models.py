@@ -1,5 +1,6 @@
 """Tiny language models with random weights, and plans for them; nothing is downloaded."""
 
+import contextlib
 from types import SimpleNamespace
 
 import torch
@@ -85,6 +86,22 @@ def plan(width=WIDTH, site=None, seed=1, **edits):
 def prompts(n_rows=2, n_tokens=6, seed=5):
     """Token ids [n_rows, n_tokens] without the padding id."""
     return torch.randint(2, VOCABULARY - 1, (n_rows, n_tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@contextlib.contextmanager
+def steered_by_hand(module, change):
+    """Replace the hidden states that a block returns by change(hidden states)."""
+
+    def hook(module, args, output):
+        return change(output) if isinstance(output, torch.Tensor) else (change(output[0]), *output[1:])
+
+    handle = module.register_forward_hook(hook)
+    yield
+    handle.remove()
+
+
+def hidden_states(model, ids, **inputs):
+    return model(input_ids=ids, output_hidden_states=True, **inputs).hidden_states
 
 
 def _wide_awake(cls, config):

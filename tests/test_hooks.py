@@ -1,12 +1,11 @@
 """What a steered model computes, against hooks written by hand, and that no trace of the steering stays."""
 
-import contextlib
 import threading
 
 import models
 import pytest
 import torch
-from models import N_LAYERS, WIDTH, block, build, plan, prompts
+from models import N_LAYERS, WIDTH, block, build, hidden_states, plan, prompts, steered_by_hand
 from torch import nn
 
 import sparsesteer as ss
@@ -14,22 +13,6 @@ import sparsesteer as ss
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAMILIES = tuple(models.BLOCKS)
-
-
-@contextlib.contextmanager
-def steered_by_hand(module, change):
-    """Replace the hidden states that a block returns by change(hidden states)."""
-
-    def hook(module, args, output):
-        return change(output) if isinstance(output, torch.Tensor) else (change(output[0]), *output[1:])
-
-    handle = module.register_forward_hook(hook)
-    yield
-    handle.remove()
-
-
-def hidden_states(model, ids, **inputs):
-    return model(input_ids=ids, output_hidden_states=True, **inputs).hidden_states
 
 
 def hook_count(model):
@@ -93,52 +76,6 @@ def test_layers_before_the_site_are_untouched(family):
         after = hidden_states(model, ids)
     for layer in range(N_LAYERS):
         assert torch.equal(before[layer], after[layer]) == (layer < 2), layer
-
-
-@torch.no_grad()
-def test_every_name_of_a_site(family):
-    model, ids = build(family), prompts()
-    path = f"{models.BLOCKS[family]}.1"
-    with ss.steer(model, {1: plan()}):
-        expected = model(ids).logits
-    for site in (
-        "blocks.1.hook_resid_post",
-        path,
-        path.partition(".")[2],
-        "blocks.2.hook_resid_pre",
-        ss.Site(None, path),
-    ):
-        with ss.steer(model, {site: plan()}):
-            assert torch.equal(model(ids).logits, expected), site
-    with ss.steer(model, plan(site="blocks.1.hook_resid_post")):
-        assert torch.equal(model(ids).logits, expected)
-
-
-@torch.no_grad()
-def test_the_base_model_can_be_given_by_its_full_path(family):
-    model, ids = build(family), prompts()
-    with ss.steer(model, {1: plan()}):
-        expected = model(ids).logits
-    with ss.steer(model.base_model, {f"{models.BLOCKS[family]}.1": plan()}):
-        assert torch.equal(model(ids).logits, expected)
-
-
-@torch.no_grad()
-def test_residual_before_the_first_block(llama):
-    edit, ids = plan(), prompts()
-    embedded = llama.model.embed_tokens(ids)
-    with ss.steer(llama, {"blocks.0.hook_resid_pre": edit}):
-        states = hidden_states(llama, ids)
-    assert torch.equal(states[0], ss.ops.steer(embedded, edit))
-
-
-@torch.no_grad()
-def test_a_module_inside_a_block(llama):
-    edit, ids = plan(), prompts()
-    with steered_by_hand(llama.model.layers[1].mlp, lambda h: ss.ops.steer(h, edit)):
-        expected = llama(ids).logits
-    with ss.steer(llama, {"model.layers.1.mlp": edit}):
-        assert torch.equal(llama(ids).logits, expected)
 
 
 @torch.no_grad()
