@@ -24,7 +24,6 @@ class Tile {
     const int64_t wide = (reads_scratch(a) ? a.d : 0) + (a.preserve_norm ? a.d_out : 0);
     return (padded(tokens) * (a.m + 4) + tokens * (wide + kLanes<C>)) * sizeof(C) + tokens * sizeof(C*) + 256;
   }
-
   static int64_t active_count(const SteerArgs& a, int64_t tokens) { return (tokens / kTokenGroup + 3) * a.m; }
 
   // tokens: the numbers of the tile's tokens, all of strength other than 0.
