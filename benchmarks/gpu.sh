@@ -33,22 +33,26 @@ cuda_missing=$("$python" -c 'import torch; print("" if torch.cuda.is_available()
   cuda_missing="torch does not load"
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -n 1)
 
-step versions 60 "$python" -c 'import json; from sparsesteer.benchmarks import machine
+step versions 30 "$python" -c 'import json; from sparsesteer.benchmarks import machine
 import torch; print(json.dumps(machine.facts("cuda" if torch.cuda.is_available() else "cpu"), indent=1))'
-step build 150 env SPARSESTEER_BUILD=cpu MAX_JOBS="${MAX_JOBS:-$(nproc)}" "$python" setup.py build_ext --inplace
-step native_tests 100 "$python" -m pytest -q -x tests/test_steer_native.py
+step build 120 env SPARSESTEER_BUILD=cpu MAX_JOBS="${MAX_JOBS:-$(nproc)}" "$python" setup.py build_ext --inplace
+step native_tests 40 "$python" -m pytest -q -x tests/test_steer_native.py
 if [[ -n $cuda_missing ]]; then
   for name in gpu_tests memcheck bench_steer bench_decoding; do skip "$name" "$cuda_missing"; done
 else
-  step gpu_tests 150 "$python" -m pytest -q -m gpu tests/test_steer_gpu.py
+  step gpu_tests 120 "$python" -m pytest -q -m gpu tests/test_steer_gpu.py
   if [[ -z $sanitizer ]]; then
     skip memcheck "no compute-sanitizer"
   else
-    step memcheck 60 "$sanitizer" --tool memcheck --error-exitcode 1 "$python" -m pytest -q -m gpu \
+    step memcheck 50 "$sanitizer" --tool memcheck --error-exitcode 1 "$python" -m pytest -q -m gpu \
       tests/test_steer_gpu.py -k "test_in_place"
   fi
-  step bench_steer 90 "$python" -m sparsesteer.benchmarks.bench_steer --quick --json "$out/bench_steer.json"
-  step bench_decoding 40 "$python" -m sparsesteer.benchmarks.bench_decoding --json "$out/bench_decoding.json"
+  # each width writes its own file, so that a slow one does not take the other's rows along
+  for shape in 576,4608 2304,16384; do
+    step "bench_steer_$shape" 65 "$python" -m sparsesteer.benchmarks.bench_steer --quick --shape "$shape" \
+      --json "$out/bench_steer_$shape.json"
+  done
+  step bench_decoding 45 "$python" -m sparsesteer.benchmarks.bench_decoding --json "$out/bench_decoding.json"
 fi
 
 printf '%s\n' "${summary[@]}" | tee "$out/summary.txt"
