@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
@@ -121,13 +122,20 @@ SPARSESTEER_INLINE void store_part(S* p, Vec<C> v, int64_t n) {
   std::memcpy(p, padded, n * sizeof(S));
 }
 
-template <typename C>
-SPARSESTEER_INLINE C sum(Vec<C> v) {
-  C lanes[kLanes<C>];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int64_t half = kLanes<C> / 2; half > 0; half /= 2)
-    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  return lanes[0];
+template <int First, typename V, size_t... Lane>
+SPARSESTEER_INLINE auto lanes(V v, std::index_sequence<Lane...>) {
+  return __builtin_shufflevector(v, v, (First + int(Lane))...);
+}
+
+// Lane i is added to lane i + half, until one is left.
+template <typename C, int N = kLanes<C>, typename V>
+SPARSESTEER_INLINE C sum(V v) {
+  if constexpr (N == 2) {
+    return v[0] + v[1];
+  } else {
+    const auto half = std::make_index_sequence<N / 2>();
+    return sum<C, N / 2>(lanes<0>(v, half) + lanes<N / 2>(v, half));
+  }
 }
 
 // A whole vector, or the first n lanes of one.

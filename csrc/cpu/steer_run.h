@@ -52,7 +52,7 @@ class Run {
     const int64_t n = live.size();
     if (threads == 1)
       run_tiles({0, n});
-    else if (n <= kSharedTokens)
+    else if (n <= kSharedTokens && (a.m >= threads * kRowGroup || n < threads * kTokenGroup))
       run_shared(n);
     else
 #pragma omp parallel num_threads(threads)
