@@ -256,7 +256,7 @@ def _launch_split(call: _Call, tiling: SteerTiling) -> None:
     products = call.rows.new_empty(tiling.splits, n, m)
     moments = call.rows.new_empty(2, tiling.splits, n) if call.moments else None
     tiles = ceil_div(n, tiling.tokens)
-    shared = {"TOKENS": tiling.tokens, "SPLITS": tiling.splits, "MOMENTS": call.moments, "num_warps": tiling.warps}
+    shared = {"TOKENS": tiling.tokens, "SPLITS": tiling.splits, "MOMENTS": call.moments} | tiling.options
     shrink_split[tiles, max(1, ceil_div(m, tiling.shrink_rows)), tiling.splits](
         *call.source, products, moments, n, m, width, tiling.split_width,
         ROWS=tiling.shrink_rows, STEP=tiling.shrink_step, **shared,
@@ -274,7 +274,7 @@ def _launch_whole(call: _Call, tiling: SteerTiling) -> None:
     new = call.rows.new_empty
     edits = new(n, m), new(blocks, n, dtype=torch.int32), new(blocks, n), new(n)
     tiles = ceil_div(n, tiling.tokens)
-    shared = {"TOKENS": tiling.tokens, "num_warps": tiling.warps}
+    shared = {"TOKENS": tiling.tokens} | tiling.options
     shrink_whole[tiles, blocks](
         *call.source, call.rows, *edits, n, m, width, call.numbers[1],
         ROWS=tiling.shrink_rows, STEP=tiling.shrink_step, MOMENTS=call.moments, **call.rules, **shared,

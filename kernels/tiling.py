@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 PROGRAMS = 256  # about two for each multiprocessor of a large GPU
-MAX_SPLITS = 32
+MAX_SPLITS = {1: 32, 16: 16, 32: 8, 64: 1}  # by tokens of a program: every expand program adds them all up
+MAX_REGISTERS = 240  # unless a limit is named, ptxas spills a few bytes to fit more blocks on a multiprocessor
 KEEP_NORM_STEP = 1024
 MIN_DOT = 16  # the smallest side of a tensor-core product
 
@@ -23,6 +24,11 @@ class SteerTiling(NamedTuple):
     expand_rows: int  # rows read at a time
     expand_width: int
     warps: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told."""
+        return {"num_warps": self.warps, "maxnreg": MAX_REGISTERS}
 
 
 def steer_tiling(n: int, m: int, width: int, out_width: int) -> SteerTiling:
@@ -61,9 +67,8 @@ def _shrink_rows(tokens: int, m: int) -> int:
 
 def _splits(tokens: int, programs: int, steps: int) -> int:
     """Enough to fill the chip; few tokens always split, since the expand kernel of the other form walks over rows."""
-    most = {1: MAX_SPLITS, 64: 1}.get(tokens, MAX_SPLITS // 2)
     least = 2 if tokens <= 16 else 1
-    return min(most, power_of_two(min(max(least, ceil_div(PROGRAMS, programs)), steps)))
+    return min(MAX_SPLITS[tokens], power_of_two(min(max(least, ceil_div(PROGRAMS, programs)), steps)))
 
 
 def _expand_width(tiles: int, out_width: int) -> int:
