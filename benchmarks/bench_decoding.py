@@ -85,7 +85,7 @@ def measure(model: nn.Module, name: str, plan: SteeringPlan, sae: str, layer: in
         WrongResult: the steered logits are not those of a plain torch hook.
     """
     device: torch.device = model.device  # type: ignore[assignment]
-    vocabulary = model.config.vocab_size  # type: ignore[union-attr]
+    vocabulary: int = model.config.vocab_size  # type: ignore[union-attr,assignment]
     ids = torch.randint(vocabulary, (1, PROMPT_TOKENS + CHECKED_TOKENS), generator=torch.Generator().manual_seed(0))
     prompt, new = ids.to(device).split([PROMPT_TOKENS, CHECKED_TOKENS], dim=1)
     cache = model(prompt, use_cache=True).past_key_values

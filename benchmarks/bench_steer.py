@@ -208,16 +208,22 @@ def _free_bytes(device: str) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def _shape(text: str) -> tuple[int, int]:
+    width, n_features = text.split(",")
+    return int(width), int(n_features)
+
+
 def main() -> int:
     """Without the command line's libraries, for a machine that lacks them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds: 2 to 3 minutes on 2 cores")
     parser.add_argument("--json", type=Path, help="write all rows to this file")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--shape", action="append", default=[], help="D,F in place of the usual shapes; repeatable")
+    parser.add_argument(
+        "--shape", action="append", default=[], type=_shape, help="D,F in place of the usual shapes; repeatable"
+    )
     options = parser.parse_args()
-    shapes = [tuple(int(number) for number in shape.split(",")) for shape in options.shape]
-    wanted = cases(options.quick, options.device, shapes)
+    wanted = cases(options.quick, options.device, options.shape)
     try:
         rows, notes = measure(wanted, options.device, options.quick, lambda items, what: items)
     except gate.WrongResult as error:
