@@ -10,7 +10,7 @@ namespace sparsesteer {
 
 namespace {
 
-constexpr int64_t kSerialWork = 1 << 15;  // multiply-adds below which a second thread costs more than it brings
+constexpr int64_t kSerialWork = 1 << 16;  // multiply-adds below which a second thread costs more than it brings
 
 Scalar scalar_of(at::ScalarType type) {
   switch (type) {
