@@ -1,10 +1,14 @@
-"""From a prompt to token ids and from a model to text: chat template, seeded sampling."""
+"""From a prompt to token ids, and from a model to hidden states and text: chat template, seeded sampling."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sparsesteer.model_sites import ModelSites
+from sparsesteer.site import Site
 
 
 def encode_prompt(tokenizer: Any, prompt: str, *, raw: bool = False, device: torch.device | str = "cpu") -> Tensor:
@@ -44,14 +48,14 @@ class _TokenCounter:
 def generate(
     model: nn.Module,
     tokenizer: Any,
-    input_ids: Tensor,  # [1, T]
+    input_ids: Tensor,  # [B, T], without padding
     *,
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
     on_token: Callable[[], None] | None = None,
-) -> list[int]:
-    """The new token ids; greedy at temperature 0. ``on_token`` is called after each.
+) -> list[list[int]]:
+    """The new token ids of every row, at least one; greedy at temperature 0. ``on_token`` is called after each step.
 
     Raises:
         ValueError: a negative temperature, or no tokens asked for.
@@ -62,15 +66,44 @@ def generate(
         raise ValueError(f"at least 1 new token should be asked for, got {max_new_tokens}")
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     torch.manual_seed(seed)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids = model.generate(  # type: ignore[operator]
         input_ids,
         attention_mask=torch.ones_like(input_ids),
         max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        pad_token_id=padding,
         streamer=_TokenCounter(on_token) if on_token else None,
         **sampling,
     )
-    return ids[0, input_ids.shape[1] :].tolist()
+    return [_without_end(row, padding) for row in ids[:, input_ids.shape[1] :].tolist()]
+
+
+def _without_end(ids: list[int], padding: int | None) -> list[int]:
+    while len(ids) > 1 and ids[-1] == padding:
+        ids = ids[:-1]
+    return ids
+
+
+@contextmanager
+def hidden_states_at(model: nn.Module, site: Site | int) -> Iterator[list[Tensor]]:
+    """A list to which every call of the model inside the ``with`` block adds its hidden states [B, T, D] at a site.
+
+    Raises:
+        ValueError: the model has no such site.
+    """
+    place = ModelSites.of(model).resolve(site)
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
+        read = (*args, *kwargs.values()) if place.before else output
+        caught.append(read[0] if isinstance(read, tuple) else read)
+
+    register = place.module.register_forward_pre_hook if place.before else place.module.register_forward_hook
+    handle = register(catch, with_kwargs=True)
+    try:
+        yield caught
+    finally:
+        handle.remove()
 
 
 def as_text(tokenizer: Any, ids: list[int]) -> str:

@@ -46,6 +46,20 @@ def word_tokens(tokenizer: Any, shortest: int = 3) -> Tensor:
     return torch.tensor([i for i, token in enumerate(tokens) if _is_word(token, shortest)], dtype=torch.int64)
 
 
+def written_words(model: nn.Module, tokenizer: Any) -> Tensor:
+    """Ids int64 of the half of the words with the shortest unembedding rows; all tokens if none begins a word.
+
+    Pieces that a model hardly ever writes ("dissemin") have long, nearly equal rows, and a random direction promotes
+    all of them together.
+    """
+    unembedding = model.get_output_embeddings().weight  # type: ignore[operator]
+    words = word_tokens(tokenizer).to(unembedding.device)
+    if len(words) == 0:
+        return torch.arange(len(unembedding), device=unembedding.device)
+    lengths = unembedding[words].float().norm(dim=-1)
+    return words[lengths <= lengths.median()]
+
+
 def _is_word(token: str | None, shortest: int) -> bool:
     if not token or not token.startswith(_WORD_STARTS):
         return False

@@ -1,12 +1,12 @@
 """The demonstration's parts on a tiny model; the real demonstration is too long for the suite."""
 
-import itertools
 import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from test_demo_rules import heard
 from tiny_model import N_FEATURES, WIDTH, WORDS, write_model, write_sae
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -16,9 +16,11 @@ from sparsesteer.cli import app
 from sparsesteer.demo import choose, compare, speed, strength_plot
 from sparsesteer.demo.block_hook import transformed
 from sparsesteer.demo.setting import Setting
-from sparsesteer.logit_lens import direction_logits, promoted_tokens, word_tokens, words_of
+from sparsesteer.logit_lens import direction_logits, promoted_tokens, word_tokens, words_of, written_words
 
-LENIENT = choose.Rule(most_surprise=math.inf, most_repetition=1.0, shortlist=4, strengths=(2.0, 8.0), new_tokens=8)
+LENIENT = choose.Rule(
+    least_specificity=-1.0, most_surprise=math.inf, most_repetition=1.0, strengths=(2.0, 8.0), new_tokens=8
+)
 
 
 def untracked(items, description):
@@ -69,67 +71,78 @@ def test_word_tokens_are_whole_words(setting):
     assert words_of(setting.tokenizer, ids) == [word for word in WORDS if len(word) >= 5]
 
 
-def test_forms_of_a_word_count_once():
-    assert choose.distinct_words(["ships", "bird", "Shipping", "birch"]) == [(0, "ships"), (1, "bird"), (3, "birch")]
+def test_written_words_have_the_shorter_rows(setting):
+    kept = set(written_words(setting.model, setting.tokenizer).tolist())
+    every = word_tokens(setting.tokenizer).tolist()
+    length = setting.model.lm_head.weight.norm(dim=-1)
+    assert len(kept) == math.ceil(len(every) / 2)
+    assert max(length[i] for i in kept) <= min(length[i] for i in set(every) - kept)
 
 
-def test_mean_cosine():
-    rows = torch.nn.functional.normalize(torch.randn(5, 7, generator=torch.Generator().manual_seed(0)), dim=-1)
-    pairs = [float(a @ b) for a, b in itertools.permutations(rows, 2)]
-    assert choose.mean_cosine(rows) == pytest.approx(sum(pairs) / len(pairs), abs=1e-6)
-    assert choose.mean_cosine(rows[:1]) == 0
+@pytest.fixture
+def topics(monkeypatch):
+    texts = {"birds": "one bird sings over there", "sailing": "cold river seven ships", "night": "under stars there"}
+    monkeypatch.setattr(choose, "TOPICS", texts)
+    return texts
 
 
-def test_repetition():
-    assert choose.repetition("a b c d e") == 0
-    assert choose.repetition("one bird sings. One bird sings.") == pytest.approx(1 / 4)
-    assert choose.repetition("short") == 0
-
-
-def test_the_shortlist_keeps_to_the_rule(setting):
-    rule = replace(LENIENT, least_density=0.01, most_density=0.04, largest_overlap=0.3)
-    candidates = choose.shortlist(setting, rule)
-    features = [candidate.feature for candidate in candidates]
-    assert 0 < len(features) <= 4 and len(set(features)) == len(features)
-    assert all(0.01 <= setting.density[feature] <= 0.04 for feature in features)
-    likenesses = [candidate.likeness for candidate in candidates]
-    assert likenesses == sorted(likenesses, reverse=True)
-    rows = torch.nn.functional.normalize(setting.sae.whole_decoder()[0][features], dim=-1)
-    assert (rows @ rows.T - 2 * torch.eye(len(rows))).max() <= 0.3
-    assert choose.shortlist(setting, rule) == candidates
+def test_candidates_are_the_most_specific_features_of_the_right_density(setting, topics):
+    rule = replace(LENIENT, least_density=0.01, most_density=0.04)
+    shares = {}
+    for topic, text in topics.items():
+        ids = setting.tokenizer(text, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            hidden = setting.model(ids, output_hidden_states=True).hidden_states[2]
+        shares[topic] = (setting.sae.encode(hidden)[0, 1:] / setting.maximum).mean(0)
+    expected = {}
+    for topic in topics:
+        others = sum(shares[other] for other in topics if other != topic) / 2
+        specificity = {
+            feature: float((shares[topic] - others)[feature])
+            for feature in range(N_FEATURES)
+            if 0.01 <= setting.density[feature] <= 0.04
+        }
+        feature = max(specificity, key=specificity.__getitem__)
+        expected.setdefault(feature, (topic, specificity[feature]))
+    found = {c.feature: (c.topic, pytest.approx(c.specificity, abs=1e-5)) for c in choose.candidates(setting, rule)}
+    assert found == expected
+    least = sorted(specificity for _, specificity in expected.values())[-1]
+    assert [c.specificity for c in choose.candidates(setting, replace(rule, least_specificity=least - 1e-4))] == [
+        pytest.approx(least, abs=1e-5)
+    ]
 
 
 def test_no_feature_of_the_density_is_an_error(setting):
     with pytest.raises(ValueError, match="density"):
-        choose.shortlist(setting, replace(LENIENT, least_density=0.9, most_density=1.0))
+        choose.candidates(setting, replace(LENIENT, least_density=0.9, most_density=1.0))
 
 
-def heard(feature, used, surprise=0.0, repetition=0.0, value=1.0):
-    candidate = choose.Candidate(feature, ("word",), 0.5)
-    return choose.Audition(candidate, value, "text", ("word",) * used, surprise, repetition)
+def test_a_row_of_the_batch_is_steered_by_its_edit_alone(setting, topics):
+    candidates = choose.candidates(setting, LENIENT)
+    assert len(candidates) > 1
+    auditions = choose.audition(setting, candidates, LENIENT, untracked)
+    assert [a.candidate for a in auditions] == 2 * candidates
+    assert len({a.answer for a in auditions}) > 2
+    own_loss, own_codes = choose.read_back(setting, setting.own_ids)
+    for a in auditions:
+        with hooks.steer(setting.model, setting.sae.plan(a.edit), positions="generated"):
+            [ids] = setting.answers(1, LENIENT.new_tokens)
+        assert setting.text(ids) == a.answer
+        loss, codes = choose.read_back(setting, ids)
+        feature = a.candidate.feature
+        share = (codes[:, feature] > 0).float().mean() - (own_codes[:, feature] > 0).float().mean()
+        assert a.landed == pytest.approx(share.item())
+        assert a.surprise == pytest.approx(loss - own_loss, abs=1e-5)
 
 
-def test_the_best_are_readable_and_of_different_features():
-    rule = choose.Rule(chosen=2, most_surprise=1.0, most_repetition=0.1)
-    auditions = [
-        heard(1, used=9, surprise=1.1),
-        heard(2, used=9, repetition=0.2),
-        heard(3, used=2),
-        heard(4, used=5, value=1.0),
-        heard(4, used=5, value=2.0, surprise=-0.1),
-        heard(5, used=0),
-    ]
-    assert choose.best(auditions, rule) == [auditions[4], auditions[2]]
-
-
-def test_the_same_features_are_chosen_again(setting):
-    chosen = choose.choose_features(setting, LENIENT, untracked)
-    assert chosen and chosen == choose.choose_features(setting, LENIENT, untracked)
-    for audition in chosen:
-        with hooks.steer(setting.model, setting.sae.plan(audition.edit), positions="generated"):
-            assert setting.text(setting.answer(8)) == audition.answer
-        own = setting.own_text.split()
-        assert all(word in audition.answer.split() and word not in own for word in audition.used)
+def test_reading_back_is_the_loss_of_the_answer(setting):
+    labels = setting.whole_ids.clone()
+    labels[:, : setting.prompt_ids.shape[1]] = -100
+    with torch.no_grad():
+        expected = setting.model(setting.whole_ids, labels=labels).loss.item()
+    loss, codes = choose.read_back(setting, setting.own_ids)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert codes.shape == (len(setting.own_ids), N_FEATURES)
 
 
 def test_the_control_changes_as_much_in_another_direction(setting):
@@ -142,17 +155,12 @@ def test_the_control_changes_as_much_in_another_direction(setting):
     torch.testing.assert_close(cosine, torch.ones(6))
 
 
-def test_a_random_feature_lives_and_is_not_chosen():
-    density = torch.tensor([0.0, 0.1, 0.1, 0.0, 0.1])
-    picks = {compare.random_feature(density, [1], seed) for seed in range(30)}
-    assert picks == {2, 4}
-    assert density[1] == pytest.approx(0.1)
-
-
 def test_comparison_puts_three_texts_beside_each_other(setting):
-    result = compare.compare(setting, heard(3, 1, value=40.0), 9)
-    assert result.unsteered == setting.own_text and result.control != result.unsteered
-    assert (result.steered, result.control_feature) == ("text", 9)
+    result = compare.compare(setting, heard(3, 0.5, value=40.0), 9)
+    with hooks.steer(setting.model, setting.sae.plan(Edit.set({3: 40.0})), positions="generated"):
+        steered = setting.text(setting.answers(1, 8)[0])
+    assert (result.unsteered, result.steered, result.control_feature) == (setting.own_text, steered, 9)
+    assert len({result.unsteered, result.steered, result.control}) == 3
 
 
 def test_all_competitors_do_the_same(setting, folders):
@@ -193,20 +201,6 @@ def test_a_disagreement_shows_no_speed(setting, monkeypatch):
     assert result.rows == () and "disagree" in result.notes[-1]
 
 
-def test_steering_without_effect_is_a_disagreement():
-    same = torch.ones(2, 3)
-    differences = speed.relative_differences({"unsteered": same, "sparsesteer": same, speed.GATHERED: same})
-    assert differences["sparsesteer"] == math.inf
-
-
-def test_the_interval_holds_the_median():
-    values = torch.randn(15, generator=torch.Generator().manual_seed(0))
-    low, high = speed.median_interval(values)
-    assert values.min() <= low <= values.median() <= high <= values.max()
-    assert speed.median_interval(torch.ones(15)) == (1.0, 1.0)
-    assert speed.median_interval(values) == (low, high)
-
-
 def test_the_strength_curve_is_that_of_a_hook_by_hand(setting):
     plan, ids, start = setting.sae.plan(Edit.add({3: 4.0})), setting.whole_ids, setting.prompt_ids.shape[1]
     promoted = torch.tensor([4, 6])
@@ -227,7 +221,7 @@ def test_the_strength_curve_is_that_of_a_hook_by_hand(setting):
         steered, unsteered = log_p(strength_plot.STRENGTHS[i]), log_p(0.0)
         mass = steered[:, promoted].exp().sum(-1).mean()
         divergence = (steered.exp() * (steered - unsteered)).sum(-1).mean()
-        assert curve.promoted_mass[i] == pytest.approx(mass.item(), rel=1e-4)
+        assert curve.raised_mass[i] == pytest.approx(mass.item(), rel=1e-4)
         assert curve.divergence[i] == pytest.approx(divergence.item(), rel=1e-3)
 
 
@@ -244,14 +238,34 @@ def test_without_matplotlib_the_picture_is_left_out(setting, monkeypatch, tmp_pa
     assert "pip install matplotlib" in strength_plot.plot(setting, [], tmp_path, untracked)
 
 
-def test_the_command_runs_to_the_end(folders, tmp_path, monkeypatch):
+def test_raised_words_are_those_that_gain_most(setting):
+    plan, start = setting.sae.plan(Edit.add({3: 4.0})), setting.prompt_ids.shape[1]
+    row = setting.sae.whole_decoder()[0][3]
+
+    def probabilities(change):
+        def add(h):
+            h = h.clone()
+            h[:, start:] += change
+            return h
+
+        with transformed(setting.block, add), torch.no_grad():
+            return setting.model(setting.whole_ids).logits[0, start:].softmax(-1).mean(0)
+
+    words = word_tokens(setting.tokenizer)
+    expected = words[(probabilities(4.0 * row) - probabilities(0.0))[words].topk(3).indices]
+    got = strength_plot.raised_words(setting.model, plan, setting.whole_ids, start, words, 3)
+    assert got.tolist() == expected.tolist()
+
+
+def test_the_command_runs_to_the_end(folders, tmp_path, monkeypatch, topics):
     monkeypatch.setattr("sparsesteer.cli.demo.Rule", lambda: LENIENT)
+    monkeypatch.setattr("sparsesteer.cli.demo.SPEED_TOKENS", 3)
     arguments = ["demo", "--model", folders / "model", "--sae", folders / "sae", "--rounds", 3, "--output", tmp_path]
-    arguments += ["--prompt", "seven ships wait"]
-    printed = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert printed.exit_code == 0, printed.output
+    arguments += ["--prompt", "seven ships wait", "--json"]
+    run = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert run.exit_code == 0, run.output
     for part in ("Rule:", "unsteered", "equal norm", "tokens/s", "strength.png"):
-        assert part in printed.stdout.replace("\n", " "), part
-    result = json.loads(CliRunner().invoke(app, [str(a) for a in [*arguments, "--json"]]).stdout)
+        assert part in run.stderr.replace("\n", ""), part
+    result = json.loads(run.stdout)
     assert {"rule", "chosen", "comparisons", "speed", "strength"} == set(result)
     assert all(c["candidate"]["feature"] < N_FEATURES for c in result["chosen"])

@@ -90,22 +90,18 @@ def demo(
 
 
 def print_comparison(console: Console, audition: Audition, comparison: Comparison) -> None:
-    """One feature: what it promotes, and three answers side by side."""
+    """One feature: what it stands for, and three answers beside or below each other."""
     candidate = audition.candidate
     console.print(
         Text.assemble(
             (f"Feature {candidate.feature}", "bold"),
-            f" set to {audition.value:.3g}; promotes: {', '.join(candidate.words[:8])}",
+            f" ({candidate.topic}) set to {audition.value:.3g} in the generated tokens. Prompt: {comparison.prompt}",
         )
     )
-    console.print(Text(f"Prompt: {comparison.prompt}"))
     width = console.width // 3 - 1 if console.width >= SIDE_BY_SIDE else console.width
-    used = [*audition.used, *(word.capitalize() for word in audition.used)]
-    steered = Text(comparison.steered)
-    steered.highlight_words(used, "bold green")
     answers = (
         ("unsteered", Text(comparison.unsteered), "none"),
-        (f"steered by {candidate.feature}", steered, "green"),
+        (f"steered by {candidate.feature}", Text(comparison.steered), "green"),
         (f"random feature {comparison.control_feature}, equal norm", Text(comparison.control), "none"),
     )
     console.print(

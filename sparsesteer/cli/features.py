@@ -1,14 +1,13 @@
 """``sparsesteer features``: which features are active where in a text."""
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
 
 from sparsesteer.cli.border import (
     DebugOption,
@@ -22,11 +21,9 @@ from sparsesteer.cli.border import (
     print_json,
 )
 from sparsesteer.cli.models import DEMO, SMOLLM2, load_model, load_sae
-from sparsesteer.generation import encode_prompt
-from sparsesteer.logit_lens import promoted_tokens, words_of
-from sparsesteer.model_sites import ModelSites
+from sparsesteer.generation import encode_prompt, hidden_states_at
+from sparsesteer.logit_lens import promoted_tokens, words_of, written_words
 from sparsesteer.sae import SAE
-from sparsesteer.site import Site
 
 N_PROMOTED = 6
 _COLORS = ((0.75, "bold white on red"), (0.4, "black on yellow"), (0.15, "green"), (0.0, "dim"))  # from this share on
@@ -56,7 +53,8 @@ def features(
     """Show which features are active where in a text, in percent of each feature's maximum.
 
     The maximum is the one over the SAE's corpus where its folder has it, else the one over this text.
-    Special tokens are left out. Below the table: the tokens that each feature promotes most.
+    Special tokens are left out. Below the table: the words that each feature promotes most
+    (its decoder row through the final norm and the unembedding).
 
     Examples:
 
@@ -71,11 +69,13 @@ def features(
     kept = [i for i, token in enumerate(ids[0].tolist()) if token not in tokenizer.all_special_ids]
     if not kept:
         raise ValueError("the text has no tokens but special ones")
-    hidden = site_activations(network, autoencoder.site if layer is None else layer, ids)
-    codes = autoencoder.encode(hidden[0, kept].float().cpu())
+    with torch.no_grad(), hidden_states_at(network, autoencoder.site if layer is None else layer) as caught:
+        network(ids, use_cache=False)
+    codes = autoencoder.encode(caught[0][0, kept].float().cpu())
     chosen, maxima = strongest(autoencoder, codes, top)
     directions = autoencoder.whole_decoder()[0][chosen]
-    promoted = promoted_tokens(network, directions.to(network.device), N_PROMOTED)
+    among = written_words(network, tokenizer)
+    promoted = promoted_tokens(network, directions.to(network.device), min(N_PROMOTED, len(among)), among)
     columns = [
         FeatureColumn(feature, maximum, words_of(tokenizer, row), codes[:, feature].tolist())
         for feature, maximum, row in zip(chosen.tolist(), maxima.tolist(), promoted, strict=True)
@@ -88,25 +88,6 @@ def features(
     console.print(_table(tokens, columns, known_maxima=autoencoder.feature_maximum is not None))
     for column in columns:
         console.print(Text(f"{column.feature:>7} promotes  {'  '.join(column.promotes)}"))
-
-
-@torch.no_grad()
-def site_activations(model: nn.Module, site: Site | int, ids: torch.Tensor) -> torch.Tensor:
-    """The hidden states [1, T, D] at a site. Raises ValueError for a site that the model lacks."""
-    place = ModelSites.of(model).resolve(site)
-    caught: list[torch.Tensor] = []
-
-    def catch(module: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
-        read = (*args, *kwargs.values()) if place.before else output
-        caught.append(read[0] if isinstance(read, tuple) else read)
-
-    register = place.module.register_forward_pre_hook if place.before else place.module.register_forward_hook
-    handle = register(catch, with_kwargs=True)
-    try:
-        model(ids, use_cache=False)
-    finally:
-        handle.remove()
-    return caught[0]
 
 
 def strongest(sae: SAE, codes: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -76,7 +76,7 @@ def steer(
 
     def answer(description: str) -> str:
         with counted(max_new_tokens, description) as on_token:
-            new_ids = generate(
+            [new_ids] = generate(
                 network,
                 tokenizer,
                 prompt_ids,

@@ -1,6 +1,7 @@
 """Chooses features whose effect a reader can see, by a fixed rule."""
 
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -9,11 +10,8 @@ from torch import Tensor
 
 from sparsesteer import hooks
 from sparsesteer.demo.setting import Setting, Track
+from sparsesteer.demo.topics import TOPICS
 from sparsesteer.edits import Edit
-from sparsesteer.logit_lens import promoted_tokens, word_tokens, words_of
-
-STEM = 4  # words that agree in so many letters count as forms of one word
-SHARED_DIRECTIONS = 8  # of embeddings: frequency, capitals; not what a word means
 
 
 @dataclass(frozen=True)
@@ -22,38 +20,35 @@ class Rule:
 
     least_density: float = 1e-3
     most_density: float = 3e-2
-    likened: int = 10  # promoted words compared with each other
-    counted: int = 40  # promoted words looked for in an answer
-    shortlist: int = 16
-    strengths: tuple[float, ...] = (1.0, 1.5, 2.0)  # values tried, in maxima of the feature
+    least_specificity: float = 0.1  # in maxima of the feature
+    strengths: tuple[float, ...] = (1.5, 2.0, 2.5)  # values tried, in maxima of the feature
     chosen: int = 3
-    largest_overlap: float = 0.3  # cosine between the decoder rows of two features
-    most_surprise: float = 1.0  # nats per token
+    most_surprise: float = 2.0  # nats per token
     most_repetition: float = 0.1  # share of three-word sequences that came before
-    new_tokens: int = 48
+    new_tokens: int = 40
 
     def __str__(self) -> str:
         strengths = ", ".join(f"{strength:g}" for strength in self.strengths)
         return (
-            f"A feature's words are those that its decoder row promotes most, read through final norm and unembedding "
-            f"(forms of a word counted once). Of the features active on {self.least_density:.1%} to "
-            f"{self.most_density:.0%} of the corpus, take the {self.shortlist} whose first {self.likened} words are "
-            f"most alike (mean cosine of their embeddings), no two with decoder rows of a cosine above "
-            f"{self.largest_overlap:g}. Answer the prompt with each set to {strengths} times its maximum in the "
-            f"generated tokens. Show the {self.chosen} whose answers use most of their first {self.counted} words "
-            "that the unsteered answer lacks, among answers that stay readable: loss under the unsteered model at "
-            f"most {self.most_surprise:g} nats a token above that of its own answer, and at most "
-            f"{self.most_repetition:.0%} of the three-word sequences repeated."
+            f"For each of {len(TOPICS)} topics ({', '.join(TOPICS)}), of the features active on "
+            f"{self.least_density:.1%} to {self.most_density:.0%} of the SAE's corpus, take the one that a short text "
+            "about the topic activates most beyond the texts about the others, by at least "
+            f"{self.least_specificity:.0%} of the feature's maximum on average. "
+            f"Answer the prompt with each set to {strengths} times its maximum in the generated tokens, and let the "
+            f"unsteered model read the answers. Show the {self.chosen} whose features are then active on most more "
+            "tokens than in the unsteered answer, among answers that stay readable: a loss under the unsteered model "
+            f"at most {self.most_surprise:g} nats a token above that of its own answer, and at most "
+            f"{self.most_repetition:.0%} of three-word sequences repeated."
         )
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A feature and the words it promotes, best first."""
+    """A feature and the topic it stands for."""
 
     feature: int
-    words: tuple[str, ...]
-    likeness: float  # mean cosine between the embeddings of the first of them
+    topic: str
+    specificity: float  # mean share of its maximum on the topic's text, minus that on the other texts
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,7 @@ class Audition:
     candidate: Candidate
     value: float
     answer: str
-    used: tuple[str, ...]  # promoted words in the answer that the unsteered answer lacks
+    landed: float  # share of the answer's tokens on which the unsteered model finds the feature, less its own answer's
     surprise: float  # loss of the answer under the unsteered model minus that of its own answer, nats per token
     repetition: float  # share of three-word sequences that came before
 
@@ -75,120 +70,65 @@ class Audition:
 
 def choose_features(setting: Setting, rule: Rule, track: Track) -> list[Audition]:
     """The features that the rule picks, at most ``rule.chosen``."""
-    return best(audition(setting, shortlist(setting, rule), rule, track), rule)
+    return best(audition(setting, candidates(setting, rule), rule, track), rule)
 
 
-@torch.no_grad()
-def shortlist(setting: Setting, rule: Rule) -> list[Candidate]:
-    """The candidates whose words are most alike, best first.
+def candidates(setting: Setting, rule: Rule) -> list[Candidate]:
+    """The most specific feature of every topic that has one, no feature twice.
 
     Raises:
         ValueError: no feature has the density that the rule asks for.
     """
-    density, decoder = setting.density, setting.sae.whole_decoder()[0]
-    features = ((density >= rule.least_density) & (density <= rule.most_density)).nonzero()[:, 0]
-    if len(features) == 0:
+    suitable = (setting.density >= rule.least_density) & (setting.density <= rule.most_density)
+    if not suitable.any():
         raise ValueError(f"no feature has a density from {rule.least_density} to {rule.most_density}")
-    words, meanings = vocabulary(setting)
-    directions = decoder[features].to(words.device)
-    promoted = promoted_tokens(setting.model, directions, min(2 * rule.counted, len(words)), words)
-    found = []
-    for feature, ids in zip(features.tolist(), promoted, strict=True):
-        distinct = distinct_words(words_of(setting.tokenizer, ids))[: rule.counted]
-        first = ids[[position for position, _ in distinct[: rule.likened]]]
-        likeness = mean_cosine(meanings[torch.searchsorted(words, first)])
-        found.append(Candidate(feature, tuple(word for _, word in distinct), likeness))
-    found.sort(key=lambda candidate: (-candidate.likeness, candidate.feature))
-    return _diverse(found, decoder, rule)
+    shares = torch.stack([_mean_share(setting, text) for text in TOPICS.values()])
+    others = (shares.sum(0) - shares) / (len(TOPICS) - 1)
+    specificity = (shares - others).masked_fill(~suitable, -torch.inf)
+    found: dict[int, Candidate] = {}
+    for topic, row in zip(TOPICS, specificity, strict=True):
+        feature = int(row.argmax())
+        if row[feature] >= rule.least_specificity:
+            found.setdefault(feature, Candidate(feature, topic, row[feature].item()))
+    return list(found.values())
 
 
-def vocabulary(setting: Setting) -> tuple[Tensor, Tensor]:
-    """(ids [W] of words, ascending, their embeddings [W, D] of length 1 without what all words share).
-
-    Pieces that a model never writes ("dissemin") are left out: they have long, nearly equal unembedding rows. So
-    is the half of the words with the longest.
-    """
-    words = word_tokens(setting.tokenizer, shortest=4).to(setting.prompt_ids.device)
-    rows = setting.model.get_output_embeddings().weight[words].float()  # type: ignore[operator]
-    lengths = rows.norm(dim=-1)
-    words, rows = words[lengths <= lengths.median()], rows[lengths <= lengths.median()]
-    rows = rows - rows.mean(0)
-    shared = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -SHARED_DIRECTIONS:]
-    return words, F.normalize(rows - rows @ shared @ shared.T, dim=-1)
+def _mean_share(setting: Setting, text: str) -> Tensor:
+    """Mean activation [F] on a text in units of the maxima, its first token (an attention sink) left out."""
+    ids = torch.tensor([setting.tokenizer(text)["input_ids"]], device=setting.prompt_ids.device)
+    return (setting.read(ids)[1][1:] / setting.maximum).nan_to_num().mean(0)
 
 
-def mean_cosine(unit_rows: Tensor) -> float:
-    """Over all pairs of different rows [n, D] of length 1; 0 for a single row."""
-    n = len(unit_rows)
-    return ((unit_rows.sum(0).square().sum() - n) / max(n * (n - 1), 1)).item()
-
-
-def _stem(word: str) -> str:
-    return word.lower()[:STEM]
-
-
-def distinct_words(words: list[str]) -> list[tuple[int, str]]:
-    """(position, word) of words that do not begin as an earlier one does: forms of one word count once."""
-    stems: set[str] = set()
-    kept = []
-    for position, word in enumerate(words):
-        if _stem(word) not in stems:
-            stems.add(_stem(word))
-            kept.append((position, word))
-    return kept
-
-
-def _diverse(candidates: list[Candidate], decoder: Tensor, rule: Rule) -> list[Candidate]:
-    kept: list[Candidate] = []
-    for candidate in candidates:
-        row, others = decoder[candidate.feature], decoder[[other.feature for other in kept]]
-        if not kept or F.cosine_similarity(others, row[None]).max() <= rule.largest_overlap:
-            kept.append(candidate)
-    return kept[: rule.shortlist]
-
-
-def audition(setting: Setting, candidates: list[Candidate], rule: Rule, track: Track) -> list[Audition]:
-    """Every candidate's answers to the prompt, in order."""
-    own_loss, own_stems = _loss(setting, setting.own_ids), _stems(setting.own_text)
+def audition(setting: Setting, chosen_from: list[Candidate], rule: Rule, track: Track) -> list[Audition]:
+    """The answers of all candidates, for one strength after the other."""
+    own_loss, own_codes = read_back(setting, setting.own_ids)
     heard = []
-    trials = [(candidate, strength) for candidate in candidates for strength in rule.strengths]
-    for candidate, strength in track(trials, "Trying features"):
-        value = strength * setting.maximum[candidate.feature].item()
-        plan = setting.sae.plan(Edit.set({candidate.feature: value}))
-        with hooks.steer(setting.model, plan, positions="generated"):
-            ids = setting.answer(rule.new_tokens)
-        answer = setting.text(ids)
-        new_stems = _stems(answer) - own_stems
-        heard.append(
-            Audition(
-                candidate=candidate,
-                value=value,
-                answer=answer,
-                used=tuple(word for word in candidate.words if _stem(word) in new_stems),
-                surprise=_loss(setting, ids) - own_loss,
-                repetition=repetition(answer),
-            )
-        )
+    for strength in track(rule.strengths, "Steering by each feature"):
+        values = [strength * setting.maximum[candidate.feature].item() for candidate in chosen_from]
+        edits = [Edit.set({c.feature: value}) for c, value in zip(chosen_from, values, strict=True)]
+        for candidate, value, ids in zip(chosen_from, values, _one_edit_a_row(setting, edits, rule), strict=True):
+            loss, codes = read_back(setting, ids)
+            active = [(each[:, candidate.feature] > 0).float().mean().item() for each in (codes, own_codes)]
+            answer = setting.text(ids)
+            heard.append(Audition(candidate, value, answer, active[0] - active[1], loss - own_loss, repetition(answer)))
     return heard
 
 
-def best(heard: list[Audition], rule: Rule) -> list[Audition]:
-    """The readable auditions that use most promoted words, one a feature; among equals the least surprising."""
-    readable = [a for a in heard if a.used and a.surprise <= rule.most_surprise]
-    readable = [a for a in readable if a.repetition <= rule.most_repetition]
-    readable.sort(key=lambda a: (-len(a.used), a.surprise, a.candidate.feature))
-    of_feature: dict[int, Audition] = {}
-    for a in readable:
-        of_feature.setdefault(a.candidate.feature, a)
-    return list(of_feature.values())[: rule.chosen]
+def _one_edit_a_row(setting: Setting, edits: list[Edit], rule: Rule) -> list[list[int]]:
+    """Greedy answers of one batch in which row i is steered by edit i alone."""
+    with ExitStack() as steering:
+        for row, edit in enumerate(edits):
+            strength = F.one_hot(torch.tensor(row), len(edits)).float()
+            plan = setting.sae.plan(edit)
+            steering.enter_context(hooks.steer(setting.model, plan, strength=strength, positions="generated"))
+        return setting.answers(len(edits), rule.new_tokens)
 
 
-@torch.no_grad()
-def _loss(setting: Setting, answer_ids: list[int]) -> float:
-    """Mean next-token loss of an answer under the unsteered model, nats."""
-    answer = torch.tensor(answer_ids, device=setting.prompt_ids.device)
-    logits = setting.model(torch.cat([setting.prompt_ids, answer[None]], dim=1), use_cache=False).logits
-    return F.cross_entropy(logits[0, setting.prompt_ids.shape[1] - 1 : -1].float(), answer).item()
+def read_back(setting: Setting, answer_ids: list[int]) -> tuple[float, Tensor]:
+    """(mean next-token loss in nats, activations [T, F]) of an answer, as the unsteered model reads it."""
+    answer, start = torch.tensor(answer_ids, device=setting.prompt_ids.device), setting.prompt_ids.shape[1]
+    logits, codes = setting.read(torch.cat([setting.prompt_ids, answer[None]], dim=1))
+    return F.cross_entropy(logits[start - 1 : -1], answer).item(), codes[start:]
 
 
 def repetition(text: str) -> float:
@@ -198,5 +138,12 @@ def repetition(text: str) -> float:
     return 1 - len(set(triples)) / len(triples) if triples else 0.0
 
 
-def _stems(text: str) -> set[str]:
-    return {_stem(word) for word in re.findall(r"[A-Za-z]{3,}", text)}
+def best(heard: list[Audition], rule: Rule) -> list[Audition]:
+    """The readable auditions that landed most, one a feature; among equals the least surprising."""
+    readable = [a for a in heard if a.landed > 0 and a.surprise <= rule.most_surprise]
+    readable = [a for a in readable if a.repetition <= rule.most_repetition]
+    readable.sort(key=lambda a: (-a.landed, a.surprise, a.candidate.feature))
+    of_feature: dict[int, Audition] = {}
+    for a in readable:
+        of_feature.setdefault(a.candidate.feature, a)
+    return list(of_feature.values())[: rule.chosen]

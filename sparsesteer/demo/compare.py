@@ -24,10 +24,12 @@ class Comparison:
 
 def compare(setting: Setting, chosen: Audition, control_feature: int) -> Comparison:
     """Put the answer of a chosen feature beside the unsteered one and that of ``control_feature``."""
-    row = setting.sae.whole_decoder()[0][control_feature]
-    with hooks.steer(setting.model, control_plan(setting.sae.plan(chosen.edit), row), positions="generated"):
-        control_ids = setting.answer(len(setting.own_ids))
-    return Comparison(setting.prompt, setting.own_text, chosen.answer, control_feature, setting.text(control_ids))
+    plan = setting.sae.plan(chosen.edit)
+    texts = []
+    for each in (plan, control_plan(plan, setting.sae.whole_decoder()[0][control_feature])):
+        with hooks.steer(setting.model, each, positions="generated"):
+            texts.append(setting.text(setting.answers(1, len(setting.own_ids))[0]))
+    return Comparison(setting.prompt, setting.own_text, texts[0], control_feature, texts[1])
 
 
 def control_plan(plan: SteeringPlan, row: Tensor) -> SteeringPlan:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsesteer.generation import as_text, encode_prompt, generate
+from sparsesteer.generation import as_text, encode_prompt, generate, hidden_states_at
 from sparsesteer.model_sites import ModelSites
 from sparsesteer.sae import SAE
 from sparsesteer.storage import open_safetensors
@@ -57,7 +57,7 @@ class Setting:
             maximum=statistics["maximum"].load(),
             prompt=prompt,
             prompt_ids=prompt_ids,
-            own_ids=generate(model, tokenizer, prompt_ids, max_new_tokens=new_tokens),
+            own_ids=generate(model, tokenizer, prompt_ids, max_new_tokens=new_tokens)[0],
         )
 
     @property
@@ -75,9 +75,16 @@ class Setting:
         """Prompt and own answer, [1, T]."""
         return torch.cat([self.prompt_ids, torch.tensor([self.own_ids], device=self.prompt_ids.device)], dim=1)
 
-    def answer(self, new_tokens: int) -> list[int]:
-        """Greedy token ids after the prompt, under whatever steers the model now."""
-        return generate(self.model, self.tokenizer, self.prompt_ids, max_new_tokens=new_tokens)
+    def answers(self, rows: int, new_tokens: int) -> list[list[int]]:
+        """Greedy token ids after the prompt, ``rows`` times, under whatever steers each row of the model now."""
+        return generate(self.model, self.tokenizer, self.prompt_ids.expand(rows, -1), max_new_tokens=new_tokens)
+
+    @torch.no_grad()
+    def read(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(next-token logits [T, V], activations of the SAE [T, F]) of the unsteered model on a text ids [1, T]."""
+        with hidden_states_at(self.model, self.sae.site) as caught:
+            logits = self.model(ids, use_cache=False).logits[0].float()
+        return logits, self.sae.encode(caught[0][0].float().cpu())
 
     def text(self, ids: list[int]) -> str:
         """Token ids as text."""

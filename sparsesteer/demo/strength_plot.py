@@ -15,7 +15,7 @@ from sparsesteer.logit_lens import word_tokens, words_of
 from sparsesteer.plans import SteeringPlan
 
 PICTURE = "strength.png"
-N_WORDS = 10  # favoured words whose probability is drawn
+N_WORDS = 10  # raised words whose probability is drawn
 STRENGTHS = tuple(i / 8 for i in range(17))
 
 
@@ -24,7 +24,7 @@ class StrengthCurve:
     """Effect of one plan at STRENGTHS, means over the answer's tokens."""
 
     label: str
-    promoted_mass: tuple[float, ...]  # probability of the promoted words together
+    raised_mass: tuple[float, ...]  # probability of the words together
     divergence: tuple[float, ...]  # KL(steered || unsteered) of the next token, nats
 
 
@@ -35,7 +35,7 @@ def strength_curve(
     label: str,
     ids: Tensor,  # [1, T], prompt and answer
     answer_start: int,
-    promoted: Tensor,  # int64 [k], token ids
+    words: Tensor,  # int64 [k], token ids
 ) -> StrengthCurve:
     """Steer a given answer at every strength and read the next-token distribution along it."""
     unsteered = model(ids, use_cache=False).logits[0, answer_start:].log_softmax(-1)
@@ -43,28 +43,37 @@ def strength_curve(
     for strength in STRENGTHS:
         with hooks.steer(model, plan, strength=strength, positions=slice(answer_start, None)):
             steered = model(ids, use_cache=False).logits[0, answer_start:].log_softmax(-1)
-        mass.append(steered[:, promoted].exp().sum(-1).mean().item())
+        mass.append(steered[:, words].exp().sum(-1).mean().item())
         divergence.append((steered.exp() * (steered - unsteered)).sum(-1).mean().item())
     return StrengthCurve(label, tuple(mass), tuple(divergence))
+
+
+@torch.no_grad()
+def raised_words(model: nn.Module, plan: SteeringPlan, ids: Tensor, answer_start: int, words: Tensor, k: int) -> Tensor:
+    """Ids [k] of those of the ``words`` whose mean probability along an answer the plan raises most."""
+    unsteered = model(ids, use_cache=False).logits[0, answer_start:].softmax(-1).mean(0)
+    with hooks.steer(model, plan, positions=slice(answer_start, None)):
+        steered = model(ids, use_cache=False).logits[0, answer_start:].softmax(-1).mean(0)
+    return words[(steered - unsteered)[words].topk(min(k, len(words))).indices]
 
 
 def plot(setting: Setting, chosen: list[Audition], folder: Path, track: Track) -> str:
     """Draw all chosen edits along the model's own answer; returns a sentence on where, or why not."""
     if util.find_spec("matplotlib") is None:
         return "The picture is left out: pip install matplotlib"
-    words = word_tokens(setting.tokenizer)
-    texts = words_of(setting.tokenizer, words)
     curves = []
+    start = setting.prompt_ids.shape[1]
+    words = word_tokens(setting.tokenizer, shortest=4).to(setting.prompt_ids.device)
     for audition in track(chosen, "Strengths"):
-        candidate = audition.candidate
-        favoured = set(candidate.words[:N_WORDS])
-        ids = torch.tensor([i for i, text in zip(words.tolist(), texts, strict=True) if text in favoured])
-        label = f"{candidate.feature}: {', '.join(candidate.words[:3])}, ..."
-        start = setting.prompt_ids.shape[1]
-        plan = setting.sae.plan(audition.edit)
-        curves.append(strength_curve(setting.model, plan, label, setting.whole_ids, start, ids))
+        plan, candidate = setting.sae.plan(audition.edit), audition.candidate
+        raised = raised_words(setting.model, plan, setting.whole_ids, start, words, N_WORDS)
+        label = f"{candidate.topic} ({candidate.feature}): {', '.join(words_of(setting.tokenizer, raised[:3]))} ..."
+        curves.append(strength_curve(setting.model, plan, label, setting.whole_ids, start, raised))
     draw(curves, folder / PICTURE)
-    return f"Strength against effect on the next token, mean over the unsteered answer: {folder / PICTURE}"
+    return (
+        f"Strength against effect on the next token, mean over the unsteered answer: {folder / PICTURE}\n"
+        f"(probability of the {N_WORDS} words that each edit raises most at strength 1; KL divergence from unsteered)"
+    )
 
 
 def draw(curves: list[StrengthCurve], path: Path) -> None:
@@ -76,9 +85,9 @@ def draw(curves: list[StrengthCurve], path: Path) -> None:
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     for curve in curves:
-        left.plot(STRENGTHS, curve.promoted_mass, marker=".", label=curve.label)
+        left.plot(STRENGTHS, curve.raised_mass, marker=".", label=curve.label)
         right.plot(STRENGTHS, curve.divergence, marker=".", label=curve.label)
-    left.set_ylabel("probability of the promoted words")
+    left.set_ylabel("probability of the raised words")
     right.set_ylabel("KL(steered || unsteered), nats")
     for axes in (left, right):
         axes.set_xlabel("strength (1 = the edit as shown)")
