@@ -47,7 +47,7 @@ def steer_tiling(n: int, m: int, width: int, out_width: int) -> SteerTiling:
         split_width=split_width,
         expand_rows=min(256, max(MIN_DOT, power_of_two(m))) if tokens == 1 else 32,
         expand_width=_expand_width(tiles, out_width),
-        warps=8 if tokens == 64 else 4,
+        warps=8 if tokens == 64 or (tokens == 32 and rows == 64) else 4,
     )
 
 
