@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from sparsesteer import SAE, Edit
-from sparsesteer.cli import app, models
+from sparsesteer.cli import app, models, steer
 from sparsesteer.cli.edit_grammar import parse_edit, parse_edits
 
 
@@ -108,10 +108,10 @@ def test_features_are_those_of_the_sae(tiny):
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     ids = tokenizer("seven ships wait", return_tensors="pt")["input_ids"]
     with torch.no_grad():
-        codes = sae.encode(model(ids, output_hidden_states=True).hidden_states[2][0])
+        codes = sae.encode(model(ids, output_hidden_states=True).hidden_states[2][0, 1:])
     order = (codes.amax(0) / sae.feature_maximum).argsort(descending=True)[:4]
     assert [column["feature"] for column in got["features"]] == order.tolist()
-    assert [token.strip() for token in got["tokens"]] == ["seven", "ships", "wait"]
+    assert [token.strip() for token in got["tokens"]] == ["ships", "wait"]
     for column in got["features"]:
         torch.testing.assert_close(torch.tensor(column["activations"]), codes[:, column["feature"]])
         assert column["maximum"] == pytest.approx(sae.feature_maximum[column["feature"]].item())
@@ -121,6 +121,29 @@ def test_features_are_those_of_the_sae(tiny):
 def test_features_leaves_special_tokens_out_of_a_chat(tiny):
     got = run_json("features", "seven ships", "-m", tiny[0], "-s", tiny[1])
     assert [token.strip() for token in got["tokens"]] == ["seven", "ships"]
+
+
+def test_a_text_of_one_token_is_refused(tiny):
+    assert "give a longer one" in error_of("features", "seven", "-m", tiny[0], "-s", tiny[1], "--raw")
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "last_prompt", "generated"])
+def test_the_first_token_is_never_steered(tiny, monkeypatch, positions):
+    """Hidden states after the steered block, beside those of an unsteered model that reads the same tokens."""
+    caught = []
+
+    def generate_and_catch(model, tokenizer, input_ids, **options):
+        handle = model.model.layers[1].register_forward_hook(lambda module, args, out: caught.append(out.clone()))
+        with torch.no_grad():
+            model(input_ids)
+        handle.remove()
+        return [[3]]
+
+    monkeypatch.setattr(steer, "generate", generate_and_catch)
+    run("steer", "seven ships wait", "--raw", "-m", tiny[0], "-s", tiny[1], "-e", "add:3=4", "--positions", positions)
+    changed = (caught[1] != caught[0]).any(-1)[0].tolist()
+    expected = {"all": [False, True, True], "prompt": [False, True, True], "last_prompt": [False, False, True]}
+    assert changed == expected.get(positions, [False, False, False])
 
 
 def test_features_prints_a_table(tiny):

@@ -53,8 +53,8 @@ def features(
     """Show which features are active where in a text, in percent of each feature's maximum.
 
     The maximum is the one over the SAE's corpus where its folder has it, else the one over this text.
-    Special tokens are left out. Below the table: the words that each feature promotes most
-    (its decoder row through the final norm and the unembedding).
+    The first token (an attention sink) and special tokens are left out. Below the table: the words that each
+    feature promotes most (its decoder row through the final norm and the unembedding).
 
     Examples:
 
@@ -66,9 +66,9 @@ def features(
         autoencoder = load_sae(sae, model)
         network, tokenizer = load_model(model)
     ids = encode_prompt(tokenizer, text, raw=raw, device=network.device)
-    kept = [i for i, token in enumerate(ids[0].tolist()) if token not in tokenizer.all_special_ids]
+    kept = [i for i, token in enumerate(ids[0].tolist()) if i > 0 and token not in tokenizer.all_special_ids]
     if not kept:
-        raise ValueError("the text has no tokens but special ones")
+        raise ValueError("the text has no tokens but its first and special ones, which are left out; give a longer one")
     with torch.no_grad(), hidden_states_at(network, autoencoder.site if layer is None else layer) as caught:
         network(ids, use_cache=False)
     codes = autoencoder.encode(caught[0][0, kept].float().cpu())

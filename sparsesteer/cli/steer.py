@@ -54,7 +54,7 @@ def steer(
 ) -> None:
     """Answer a prompt without and with edited features, side by side.
 
-    Special tokens (such as the one that starts a chat) are never steered.
+    The first token (an attention sink) and special tokens are never steered.
 
     Examples:
 
@@ -88,7 +88,8 @@ def steer(
         return as_text(tokenizer, new_ids)
 
     unsteered = answer("Unsteered")
-    with hooks.steer(network, target, strength=strength, positions=positions, exclude_special_tokens=tokenizer):
+    steered_tokens = without_first(positions, prompt_ids.shape[1])
+    with hooks.steer(network, target, strength=strength, positions=steered_tokens, exclude_special_tokens=tokenizer):
         steered = answer("Steered")
     if as_json:
         print_json(
@@ -111,3 +112,9 @@ def steer(
         Panel(Text(steered), title=f"steered by {' '.join(edit)}", width=width, border_style="green"),
     ]
     console.print(Columns(panels))
+
+
+def without_first(positions: str, prompt_length: int) -> str | slice:
+    """The named positions without the prompt's first token, in which many models park attention: its hidden state is
+    a hundred times the size of others, and an edit there breaks the text."""
+    return {"all": slice(1, None), "prompt": slice(1, prompt_length)}.get(positions, positions)

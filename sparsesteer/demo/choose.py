@@ -21,7 +21,7 @@ class Rule:
     least_density: float = 1e-3
     most_density: float = 3e-2
     least_specificity: float = 0.1  # in maxima of the feature
-    strengths: tuple[float, ...] = (1.5, 2.0, 2.5)  # values tried, in maxima of the feature
+    strengths: tuple[float, ...] = (1.5, 2.5)  # values tried, in maxima of the feature
     chosen: int = 3
     most_surprise: float = 2.0  # nats per token
     most_repetition: float = 0.1  # share of three-word sequences that came before
