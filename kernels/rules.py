@@ -99,16 +99,27 @@ def column(rows_ptr, rows, in_rows, COLUMN: tl.constexpr):
 
 
 @triton.jit
-def edit_deltas(products, u, rows_ptr, rows, in_rows):
-    """d [N, M] from the products E . x [N, M] and the input scales u [N]."""
-    z = products * u[:, None] + column(rows_ptr, rows, in_rows, BIAS)
+def activate(z, rows_ptr, rows, in_rows):
+    """Activations f [N, M] of pre-activations z [N, M]."""
     f = column(rows_ptr, rows, in_rows, SLOPE) * z + column(rows_ptr, rows, in_rows, SHIFT)
     f = tl.maximum(f, column(rows_ptr, rows, in_rows, FLOOR))
-    f = tl.where(z > column(rows_ptr, rows, in_rows, THRESHOLD), f, 0.0)
+    return tl.where(z > column(rows_ptr, rows, in_rows, THRESHOLD), f, 0.0)
+
+
+@triton.jit
+def edit(f, rows_ptr, rows, in_rows):
+    """d [N, M], the change of each activation f [N, M]; 0 outside the table."""
     d = column(rows_ptr, rows, in_rows, C0) + column(rows_ptr, rows, in_rows, C1) * f
     d += column(rows_ptr, rows, in_rows, C2) * tl.maximum(f - column(rows_ptr, rows, in_rows, KNOT), 0.0)
     gated_off = (column(rows_ptr, rows, in_rows, GATE) != 0) & (f <= 0)
     return tl.where(gated_off | ~in_rows[None, :], 0.0, d)
+
+
+@triton.jit
+def edit_deltas(products, u, rows_ptr, rows, in_rows):
+    """d [N, M] from the products E . x [N, M] and the input scales u [N]."""
+    z = products * u[:, None] + column(rows_ptr, rows, in_rows, BIAS)
+    return edit(activate(z, rows_ptr, rows, in_rows), rows_ptr, rows, in_rows)
 
 
 @triton.jit

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsesteer._layout import InputNorm, OutputScale
+from sparsesteer.kernels.operands import matrix, weights
 from sparsesteer.kernels.rules import (
     GAP_FILL,
     edit_deltas,
@@ -214,13 +215,13 @@ def steer_out(
         return
     change = out.new_empty(out.shape, dtype=torch.float32) if preserve_norm else None
     factor = out.new_empty(n, dtype=torch.float32) if preserve_norm else None
-    written = (*_matrix(into), out, out.stride(0))
+    written = (*matrix(into), out, out.stride(0))
     strengths = None if token_strength is None else token_strength.float()[:, None]
     call = _Call(
-        source=(*_matrix(x), *_matrix(residual), *_matrix(_weights(encoder))),
+        source=(*matrix(x), *matrix(residual), *matrix(weights(encoder))),
         rows=rows.float().contiguous(),
-        decoder=(*_matrix(_weights(decoder)), None if delta_bias is None else delta_bias.float().contiguous()),
-        target=(*_matrix(strengths), *written, change, factor),
+        decoder=(*matrix(weights(decoder)), None if delta_bias is None else delta_bias.float().contiguous()),
+        target=(*matrix(strengths), *written, change, factor),
         sizes=(n, len(encoder), x.shape[1], out_width),
         numbers=(strength, gap),
         rules={"INPUT_NORM": int(input_norm), "SCALE_RULE": int(scale_rule)},
@@ -284,17 +285,3 @@ def _launch_whole(call: _Call, tiling: SteerTiling) -> None:
         BLOCK=tiling.shrink_rows, ROWS=min(tiling.shrink_rows, tiling.expand_rows), WIDTH=tiling.expand_width,
         SCALE_RULE=call.rules["SCALE_RULE"], IN_PLACE=call.in_place, **shared,
     )  # fmt: skip
-
-
-def _matrix(tensor: Tensor | None) -> tuple[Tensor | None, int]:
-    """A matrix whose rows have unit stride, copied if it must be, and the stride between rows."""
-    if tensor is None:
-        return None, 0
-    if tensor.shape[1] > 1 and tensor.stride(1) != 1:
-        tensor = tensor.contiguous()
-    return tensor, tensor.stride(0)
-
-
-def _weights(tensor: Tensor) -> Tensor:
-    """Rows as the kernels multiply them: bf16 as they are, all else in fp32."""
-    return tensor if tensor.dtype == torch.bfloat16 else tensor.float()
