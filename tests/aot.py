@@ -4,9 +4,12 @@ import functools
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import triton
@@ -14,7 +17,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes that one block may have, by architecture
-_TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int32: "*i32"}
+CAPABILITIES = (80, 90, 100)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 _BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -38,17 +49,54 @@ class Compiled:
     shared_bytes: int
 
 
+@dataclass(frozen=True)
+class Case:
+    """One call of an op and an architecture to compile its launches for."""
+
+    capability: int
+    arguments: tuple
+    aligned: bool = True  # the loads of an odd width cannot be staged in shared memory, and may spill
+
+    @property
+    def id(self) -> str:
+        words = [word for argument in self.arguments for word in _words(argument)]
+        return "-".join([f"sm{self.capability}", *words])
+
+
+def _words(argument) -> list[str]:
+    if isinstance(argument, tuple):
+        return [word for part in argument for word in _words(part)]
+    return [argument.name if isinstance(argument, Enum) else str(argument)]
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op whose launches are compiled: ``call(*case.arguments)`` runs its launcher on CPU tensors."""
+
+    name: str
+    kernels: tuple[tuple[ModuleType, tuple[str, ...]], ...]  # all that it launches, by the module that launches them
+    call: Callable[..., object]
+    sample: tuple[Case, ...]  # together they launch every kernel
+    every: tuple[Case, ...]
+
+    def launches(self, case: Case) -> "list[Launch]":
+        """What a call launches."""
+        with recorded(self.kernels) as launches:
+            self.call(*case.arguments)
+        return launches
+
+
 @contextmanager
-def recorded(module, names):
-    """Replaces the kernels ``names`` of a module; yields the list that their launches are appended to."""
+def recorded(kernels):
+    """Replaces kernels, given as (module, names); yields the list that their launches are appended to."""
     launches: list[Launch] = []
-    kernels = {name: getattr(module, name) for name in names}
-    for name, kernel in kernels.items():
+    replaced = [(module, name, getattr(module, name)) for module, names in kernels for name in names]
+    for module, name, kernel in replaced:
         setattr(module, name, _Recorder(kernel, launches))
     try:
         yield launches
     finally:
-        for name, kernel in kernels.items():
+        for module, name, kernel in replaced:
             setattr(module, name, kernel)
 
 
