@@ -82,7 +82,7 @@ void steer_out(const at::Tensor& x_any, const at::Tensor& into_any, const std::o
   const at::Tensor per_token = token_strength_any ? token_strength_any->contiguous() : at::Tensor();
   const auto pointer = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; };
 
-  SteerArgs args;
+  SteerArgs args{};
   args.x = x.const_data_ptr(), args.x_stride = x.stride(0);
   args.into = into.const_data_ptr(), args.into_stride = into.stride(0);
   args.residual = pointer(residual), args.residual_stride = residual.defined() ? residual.stride(0) : 0;

@@ -15,6 +15,7 @@ struct SteerArgs {
   int64_t x_stride, residual_stride, into_stride, out_stride;
   const void* encoder;         // [m, d], contiguous
   const void* decoder;         // [m, d_out], contiguous
+  const int32_t* entry_row;    // [m] the row of encoder and decoder that belongs to each row of `rows`; null: its own
   const void* rows;            // [m, N_COLUMNS] in the compute type
   const void* delta_bias;      // [d_out] in the compute type, or null
   const void* token_strength;  // [n] in the compute type, or null

@@ -13,22 +13,27 @@ constexpr int kRowGroupOneToken = 8;
 constexpr int kColumnGroup = 4;
 constexpr int64_t kRowsAhead = 4;  // that are fetched early for a single token
 
+// A decoder row that a sum takes part of, and the row of its amounts.
+struct Term {
+  int32_t row, amounts;
+};
+
 // z[j * z_stride + t] = x[t] . encoder[j] for JR rows and TG tokens.
 template <typename C, typename R, int JR, int TG>
-SPARSESTEER_INLINE void dot_block(const C* const* x, const R* encoder, int64_t d, C* z, int64_t z_stride) {
+SPARSESTEER_INLINE void dot_block(const C* const* x, const R* const* encoder, int64_t d, C* z, int64_t z_stride) {
   Vec<C> total[JR][TG] = {};
   int64_t k = 0;
   for (; k + kLanes<C> <= d; k += kLanes<C>) {
     Vec<C> token[TG];
     for (int t = 0; t < TG; ++t) token[t] = load(x[t] + k);
     for (int j = 0; j < JR; ++j) {
-      const Vec<C> row = load(encoder + j * d + k);
+      const Vec<C> row = load(encoder[j] + k);
       for (int t = 0; t < TG; ++t) total[j][t] += row * token[t];
     }
   }
   if (k < d) {
     for (int j = 0; j < JR; ++j) {
-      const Vec<C> row = load_part<C>(encoder + j * d + k, d - k);
+      const Vec<C> row = load_part<C>(encoder[j] + k, d - k);
       for (int t = 0; t < TG; ++t) total[j][t] += row * load_part<C>(x[t] + k, d - k);
     }
   }
@@ -36,20 +41,19 @@ SPARSESTEER_INLINE void dot_block(const C* const* x, const R* encoder, int64_t d
     for (int t = 0; t < TG; ++t) z[j * z_stride + t] = sum<C>(total[j][t]);
 }
 
-// y[t][v] = start + sum over the listed rows of delta[row][t] * decoder[row], CV vectors wide from column c on.
+// y[t][v] = start + sum over the terms of amounts[t] * decoder[row], CV vectors wide from column c on.
 template <typename C, typename R, int TG, int CV>
-SPARSESTEER_INLINE void sum_block(const R* decoder, int64_t d_out, const C* delta, int64_t delta_stride,
-                                  const int32_t* active, int64_t n_active, const C* start, int64_t c,
-                                  Vec<C> (&y)[TG][CV]) {
+SPARSESTEER_INLINE void sum_block(const R* decoder, int64_t d_out, const C* amounts, int64_t stride, const Term* terms,
+                                  int64_t n_terms, const C* start, int64_t c, Vec<C> (&y)[TG][CV]) {
   for (int v = 0; v < CV; ++v) {
     const Vec<C> first = start ? load(start + c + v * kLanes<C>) : Vec<C>{};
     for (int t = 0; t < TG; ++t) y[t][v] = first;
   }
-  for (int64_t i = 0; i < n_active; ++i) {
-    const R* row = decoder + active[i] * d_out + c;
-    const C* amount = delta + active[i] * delta_stride;
-    if (TG == 1 && i + kRowsAhead < n_active) {  // rows lie far apart: the hardware does not see the next one coming
-      const char* next = reinterpret_cast<const char*>(decoder + active[i + kRowsAhead] * d_out + c);
+  for (int64_t i = 0; i < n_terms; ++i) {
+    const R* row = decoder + terms[i].row * d_out + c;
+    const C* amount = amounts + terms[i].amounts * stride;
+    if (TG == 1 && i + kRowsAhead < n_terms) {  // rows lie far apart: the hardware does not see the next one coming
+      const char* next = reinterpret_cast<const char*>(decoder + terms[i + kRowsAhead].row * d_out + c);
       for (int64_t byte = 0; byte < int64_t(CV * kLanes<C> * sizeof(R)); byte += 64) __builtin_prefetch(next + byte);
     }
     Vec<C> columns[CV];
@@ -61,14 +65,13 @@ SPARSESTEER_INLINE void sum_block(const R* decoder, int64_t d_out, const C* delt
 
 // The same for the last n < kLanes columns.
 template <typename C, typename R, int TG>
-SPARSESTEER_INLINE void sum_tail(const R* decoder, int64_t d_out, const C* delta, int64_t delta_stride,
-                                 const int32_t* active, int64_t n_active, const C* start, int64_t c,
-                                 Vec<C> (&y)[TG][1]) {
+SPARSESTEER_INLINE void sum_tail(const R* decoder, int64_t d_out, const C* amounts, int64_t stride, const Term* terms,
+                                 int64_t n_terms, const C* start, int64_t c, Vec<C> (&y)[TG][1]) {
   const int64_t n = d_out - c;
   for (int t = 0; t < TG; ++t) y[t][0] = start ? load_part<C>(start + c, n) : Vec<C>{};
-  for (int64_t i = 0; i < n_active; ++i) {
-    const Vec<C> columns = load_part<C>(decoder + active[i] * d_out + c, n);
-    for (int t = 0; t < TG; ++t) y[t][0] += columns * delta[active[i] * delta_stride + t];
+  for (int64_t i = 0; i < n_terms; ++i) {
+    const Vec<C> columns = load_part<C>(decoder + terms[i].row * d_out + c, n);
+    for (int t = 0; t < TG; ++t) y[t][0] += columns * amounts[terms[i].amounts * stride + t];
   }
 }
 

@@ -70,11 +70,11 @@ class Run {
       const int64_t t = tokens.begin + mine.begin, n = mine.end - mine.begin;
       if (n == 0) continue;
       const size_t bytes = TileType::scratch_bytes(a, n);
-      char* memory = scratch(bytes + TileType::active_count(a, n) * sizeof(int32_t));
+      char* memory = scratch(bytes + TileType::term_count(a, n) * sizeof(Term));
       TileType tile(a, live.data() + t, n, memory);
       tile.read(0, n);
       tile.encode(0, a.m);
-      tile.add(0, a.d_out, reinterpret_cast<int32_t*>(memory + bytes));
+      tile.add(0, a.d_out, reinterpret_cast<Term*>(memory + bytes));
       if (a.preserve_norm) tile.finish(0, n);
     }
   }
@@ -84,8 +84,8 @@ class Run {
     TileType tile(a, live.data(), n, scratch(TileType::scratch_bytes(a, n)));
     const bool together = TileType::reads_much(a);
     if (!together) tile.read(0, n);
-    const int64_t lists = TileType::active_count(a, n);
-    std::vector<int32_t> active(lists * threads);
+    const int64_t lists = TileType::term_count(a, n);
+    std::vector<Term> terms(lists * threads);
 #pragma omp parallel num_threads(threads)
     {
       const int parts = omp_get_num_threads(), i = omp_get_thread_num();
@@ -98,7 +98,7 @@ class Run {
       tile.encode(rows.begin, rows.end);
 #pragma omp barrier
       const Range columns = share(a.d_out, parts, i, kColumnsTogether);
-      tile.add(columns.begin, columns.end, active.data() + i * lists);
+      tile.add(columns.begin, columns.end, terms.data() + i * lists);
       if (a.preserve_norm) {
 #pragma omp barrier
         const Range mine = share(n, parts, i, 1);

@@ -24,7 +24,7 @@ class Tile {
     const int64_t wide = (reads_scratch(a) ? a.d : 0) + (a.preserve_norm ? a.d_out : 0);
     return (padded(tokens) * (a.m + 4) + tokens * (wide + kLanes<C>)) * sizeof(C) + tokens * sizeof(C*) + 256;
   }
-  static int64_t active_count(const SteerArgs& a, int64_t tokens) { return (tokens / kTokenGroup + 3) * a.m; }
+  static int64_t term_count(const SteerArgs& a, int64_t tokens) { return (tokens / kTokenGroup + 3) * a.m; }
 
   // tokens: the numbers of the tile's tokens, all of strength other than 0.
   Tile(const SteerArgs& args, const int32_t* tokens, int64_t n, char* scratch)
@@ -67,11 +67,11 @@ class Tile {
   }
 
   // out for columns [c0, c1) of all tokens; with preserve_norm only the edited vector, for finish(). A panel of
-  // decoder columns stays in cache while all groups of tokens use it. active: room for active_count() numbers.
-  void add(int64_t c0, int64_t c1, int32_t* active) const {
+  // decoder columns stays in cache while all groups of tokens use it. terms: room for term_count().
+  void add(int64_t c0, int64_t c1, Term* terms) const {
     Group groups[kMaxGroups];
     int count = 0;
-    for (int64_t t = 0; t < n; t += groups[count++].size) groups[count] = group_from(t, active + count * a.m);
+    for (int64_t t = 0; t < n; t += groups[count++].size) groups[count] = group_from(t, terms + count * a.m);
     const int64_t panel = n == 1 ? c1 - c0 : kColumnGroup * kLanes<C>;
     for (int64_t c = c0; c < c1; c += panel)
       for (int g = 0; g < count; ++g) add_group(groups[g], c, std::min(c1, c + panel));
@@ -116,7 +116,8 @@ class Tile {
 
   template <int JR>
   void encode_rows(int64_t j) {
-    const R* row = static_cast<const R*>(a.encoder) + j * a.d;
+    const R* row[JR];
+    for (int i = 0; i < JR; ++i) row[i] = static_cast<const R*>(a.encoder) + bank_row(j + i) * a.d;
     int64_t t = 0;
     for (; t + kTokenGroup <= n; t += kTokenGroup)
       dot_block<C, R, JR, kTokenGroup>(x + t, row, a.d, delta + j * stride + t, stride);
@@ -161,14 +162,14 @@ class Tile {
   struct Group {
     int64_t t;
     int size;
-    const int32_t* active;
-    int64_t n_active;
+    const Term* terms;
+    int64_t n_terms;
     bool changes[kTokenGroup];
     C amounts[kTokenGroup];
   };
 
-  Group group_from(int64_t t, int32_t* active) const {
-    Group group{t, n - t >= kTokenGroup ? kTokenGroup : n - t >= 2 ? 2 : 1, active, 0, {}, {}};
+  Group group_from(int64_t t, Term* terms) const {
+    Group group{t, n - t >= kTokenGroup ? kTokenGroup : n - t >= 2 ? 2 : 1, terms, 0, {}, {}};
     std::fill(group.changes, group.changes + group.size, a.delta_bias != nullptr);
     for (int64_t j = 0; j < a.m; ++j) {
       bool any = false;
@@ -176,8 +177,8 @@ class Tile {
         const bool nonzero = delta[j * stride + t + g] != 0;
         group.changes[g] |= nonzero, any |= nonzero;
       }
-      active[group.n_active] = int32_t(j);
-      group.n_active += any;
+      terms[group.n_terms] = {int32_t(bank_row(j)), int32_t(j)};
+      group.n_terms += any;
     }
     for (int g = 0; g < group.size; ++g)
       if (group.changes[g]) group.amounts[g] = amount(t + g);
@@ -202,14 +203,14 @@ class Tile {
     const C* first = delta + group.t;
     for (; c + CV * kLanes<C> <= c1; c += CV * kLanes<C>) {
       Vec<C> y[TG][CV];
-      sum_block<C, R, TG, CV>(decoder(), a.d_out, first, stride, group.active, group.n_active, bias(), c, y);
+      sum_block<C, R, TG, CV>(decoder(), a.d_out, first, stride, group.terms, group.n_terms, bias(), c, y);
       write<TG, CV>(group, c, kLanes<C>, y);
     }
     if constexpr (CV > 1) {
       add_columns<TG, 1>(group, c, c1);
     } else if (c < c1) {
       Vec<C> y[TG][1];
-      sum_tail<C, R, TG>(decoder(), a.d_out, first, stride, group.active, group.n_active, bias(), c, y);
+      sum_tail<C, R, TG>(decoder(), a.d_out, first, stride, group.terms, group.n_terms, bias(), c, y);
       write<TG, 1>(group, c, c1 - c, y);
     }
   }
@@ -237,6 +238,7 @@ class Tile {
     if (out(t) != into(t)) std::memcpy(out(t) + c0, into(t) + c0, (c1 - c0) * sizeof(T));
   }
 
+  int64_t bank_row(int64_t j) const { return a.entry_row ? a.entry_row[j] : j; }
   const R* decoder() const { return static_cast<const R*>(a.decoder); }
   const C* bias() const { return static_cast<const C*>(a.delta_bias); }
 
