@@ -2,8 +2,10 @@
 
 from sparsesteer import ops
 from sparsesteer.activations import Gated, Identity, JumpReLU, ReLU, Slots, TopK
+from sparsesteer.bank import Bank
 from sparsesteer.edits import Edit
 from sparsesteer.hooks import steer
+from sparsesteer.ops import SparseCodes
 from sparsesteer.plans import SteeringPlan
 from sparsesteer.sae import SAE
 from sparsesteer.site import Site
@@ -12,6 +14,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SAE",
+    "Bank",
     "Edit",
     "Gated",
     "Identity",
@@ -19,6 +22,7 @@ __all__ = [
     "ReLU",
     "Site",
     "Slots",
+    "SparseCodes",
     "SteeringPlan",
     "TopK",
     "ops",

@@ -6,7 +6,8 @@ native: the compiled extension, CPU tensors. triton: CUDA tensors, or CPU tensor
 
 import os
 from collections.abc import Callable
-from importlib import util
+from importlib import import_module, util
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,14 +78,12 @@ def _mismatch(backend: str, x: Tensor, op: str) -> str:
     return ""
 
 
-def implementation(op: str, backend: str) -> Callable[..., Tensor]:
+def implementation(op: str, backend: str) -> Callable[..., Any]:
     """The function behind ``op`` of a backend, with the op's own arguments, below autograd."""
     if backend == "native":
         return getattr(_native.extension, op)
     if backend == "triton":
-        from sparsesteer.kernels import steer as triton_steer
-
-        return getattr(triton_steer, op)
+        return getattr(import_module(f"sparsesteer.kernels.{op.removesuffix('_out')}"), op)
     return getattr(reference, op)
 
 

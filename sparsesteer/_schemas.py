@@ -19,6 +19,12 @@ _SCALES = "int input_norm, int scale_rule, float gap, bool preserve_norm"
 
 STEER = f"{_TARGET}, Tensor encoder, Tensor decoder, Tensor rows, Tensor? delta_bias, {_AMOUNT}, {_SCALES}"
 
+STEER_SLOTS = (
+    f"{_TARGET}, Tensor slot, Tensor slots, Tensor encoder, Tensor decoder, Tensor entry_row, Tensor rows, "
+    f"Tensor slot_bias, {_AMOUNT}, {_SCALES}"
+)
+_CODES = "int k, int width, int input_norm) -> (Tensor, Tensor, Tensor)"
+
 SCHEMAS = {
     "steer": f"({STEER}) -> Tensor",
     "steer_out": f"({STEER}, *, Tensor(a!) out) -> ()",
@@ -27,15 +33,16 @@ SCHEMAS = {
         f"Tensor? delta_bias, {_AMOUNT}, {_SCALES}) -> Tensor"
     ),
     "steer_reconstruct": (
-        f"({_TARGET}, Tensor encoder, Tensor rows, int k, Tensor decoder, Tensor decoder_bias, Tensor? delta_bias, "
+        f"({_TARGET}, Tensor encoder, Tensor table, int k, Tensor features, Tensor rows, Tensor decoder, Tensor bias, "
         f"{_AMOUNT}, int input_norm, bool preserve_norm) -> Tensor"
     ),
-    "encode": "(Tensor x, Tensor encoder, Tensor rows, int k, int width, int input_norm) -> (Tensor, Tensor, Tensor)",
-    "decode": "(Tensor values, Tensor indices, Tensor decoder, Tensor bias) -> Tensor",
-    "steer_slots": (
-        f"({_TARGET}, Tensor slot, Tensor encoder, Tensor decoder, Tensor slot_start, Tensor entry_row, Tensor rows, "
-        f"Tensor slot_bias, {_AMOUNT}, {_SCALES}) -> Tensor"
+    "encode": f"(Tensor x, Tensor encoder, Tensor rows, {_CODES}",
+    "encode_screened": (
+        f"(Tensor x, Tensor encoder, Tensor rows, Tensor screen, Tensor screen_scale, Tensor screen_error, {_CODES}"
     ),
+    "decode": "(Tensor values, Tensor indices, Tensor decoder, Tensor bias) -> Tensor",
+    "steer_slots": f"({STEER_SLOTS}) -> Tensor",
+    "steer_slots_out": f"({STEER_SLOTS}, *, Tensor(a!) out) -> ()",
 }
 
 STEER_ARGUMENTS = (
@@ -70,8 +77,13 @@ def check_steer_shapes(x, into, residual, encoder, decoder, rows, delta_bias, to
             )
 
 
-def _steer_out(*args: object, out: Tensor) -> None:
-    out.copy_(reference.steer(*args))  # type: ignore[arg-type]
+def _written_to(op: Callable[..., Tensor]) -> Callable[..., None]:
+    """The form of an op that writes its result to ``out``."""
+
+    def run(*args: object, out: Tensor) -> None:
+        out.copy_(op(*args))
+
+    return run
 
 
 def _like_into(x: Tensor, into: Tensor, *rest: object) -> Tensor:
@@ -87,13 +99,18 @@ def _steer_out_fake(*args, out) -> None:
     _steer_fake(*args)
 
 
-def _encode_fake(x, encoder, rows, k, width, input_norm):
+def _encode_fake(x, encoder, rows, *rest):
+    width = rest[-2]
     shape = (x.shape[0], width)
     return (
         x.new_empty(shape, dtype=reference.compute_dtype(x)),
         x.new_empty(shape, dtype=torch.int32),
         x.new_empty(x.shape[:1], dtype=torch.int32),
     )
+
+
+def _slots_out_fake(*args, out) -> None:
+    return None
 
 
 def _decode_fake(values, indices, decoder, bias):
@@ -106,8 +123,10 @@ FAKES: dict[str, Callable] = {
     "steer_topk": _like_into,
     "steer_reconstruct": _like_into,
     "encode": _encode_fake,
+    "encode_screened": _encode_fake,
     "decode": _decode_fake,
     "steer_slots": _like_into,
+    "steer_slots_out": _slots_out_fake,
 }
 
 
@@ -124,11 +143,12 @@ def _steer_gradient(ctx, grad):
 def _define() -> None:
     for name, schema in SCHEMAS.items():
         LIBRARY.define(name + schema)
-        implementation = _steer_out if name == "steer_out" else getattr(reference, name)
+        plain = getattr(reference, name.removesuffix("_out"))
+        implementation = _written_to(plain) if name.endswith("_out") else plain
         LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
         torch.library.register_fake(f"sparsesteer::{name}", FAKES[name], lib=LIBRARY)
     torch.library.register_autograd("sparsesteer::steer", _steer_gradient, setup_context=_save_steer, lib=LIBRARY)
-    for name in ("steer_topk", "steer_reconstruct", "encode", "decode", "steer_slots"):
+    for name in ("steer_topk", "steer_reconstruct", "encode", "encode_screened", "decode", "steer_slots"):
         backward = recompute_gradient(getattr(reference, name))
         torch.library.register_autograd(f"sparsesteer::{name}", backward, setup_context=save_inputs, lib=LIBRARY)
 

@@ -28,8 +28,9 @@ def lower(sae: "SAE", edit: Edit, activation: "Activation", reconstruct: bool, p
     for feature in edit.features:
         if feature >= sae.d_sae:
             raise ValueError(f"SAE.plan: feature {feature} is out of range, this SAE has 0 to {sae.d_sae - 1}")
-    constant = [change for change in edit.changes if change.is_constant()]
-    encoded = [change for change in edit.changes if not change.is_constant()]
+    changes = sorted(edit.changes, key=lambda change: change.feature)
+    constant = [change for change in changes if change.is_constant()]
+    encoded = [change for change in changes if not change.is_constant()]
     features = _features(encoded, sae)
     rows = weights.columns(sae.W_enc, features)
     weights.check_finite_rows("W_enc", rows, features)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from sparsesteer import reference
 from sparsesteer._layout import N_COLUMNS, InputNorm, OutputScale
 from sparsesteer.site import Site
 from sparsesteer.storage import parse_json
@@ -39,7 +40,7 @@ class SteeringPlan:
     encoder: Tensor  # [M, D] encoder rows, everything about the input norm folded in but one factor per token
     decoder: Tensor  # [M, D_out] decoder rows
     rows: Tensor  # [M, 10], columns of ``_layout.Column``
-    features: Tensor  # int64 [M], their numbers in the SAE
+    features: Tensor  # int64 [M], their numbers in the SAE, rising
     constant_features: Tensor = field(default_factory=_no_features)  # int64 [C], edited without being encoded
     delta_bias: Tensor | None = None  # [D_out], sum of all constant edits
     input_norm: InputNorm = InputNorm.NONE
@@ -134,7 +135,16 @@ class SteeringPlan:
         biases = [b for b in (self.delta_bias, other.delta_bias) if b is not None]
         joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _TABLES}
         delta_bias = sum(biases[1:], biases[0]) if biases else None
-        return replace(self, **joined, delta_bias=delta_bias, sae=self.sae or other.sae)
+        return replace(self, **joined, delta_bias=delta_bias, sae=self.sae or other.sae)._in_order()
+
+    def _in_order(self) -> "SteeringPlan":
+        order = self.features.argsort()
+        return replace(self, **{name: getattr(self, name)[order] for name in _TABLES[:4]})
+
+    def reconstruction_bias(self, decoder_bias: Tensor) -> Tensor:
+        """[D_out], all that a reconstruct plan's result holds where no feature is active."""
+        bias = decoder_bias + reference.inactive_deltas(self.rows) @ self.decoder.to(self.rows.dtype)
+        return bias if self.delta_bias is None else bias + self.delta_bias
 
     def _edited(self) -> set[int]:
         return set(torch.cat([self.features, self.constant_features]).tolist())
@@ -193,6 +203,7 @@ class SteeringPlan:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a complete steering plan: {error!r}") from error
         plan._check_values(path)
+        plan = plan._in_order()
         return plan if sae is None else plan._attached(sae, path)
 
     def _attached(self, sae: "SAE", path: object) -> "SteeringPlan":

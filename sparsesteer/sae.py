@@ -1,23 +1,26 @@
 """A sparse autoencoder: weights, activation, normalisation, provenance."""
 
 import copy
-import hashlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from sparsesteer import reference, weights
+from sparsesteer import ops, reference, weights
+from sparsesteer._layout import InputNorm
 from sparsesteer.activations import Activation, Gated, TopK
+from sparsesteer.digest import digest_of
 from sparsesteer.edits import Edit
 from sparsesteer.lowering import NORMALIZATIONS, fold_decoder, fold_encoder, lower
+from sparsesteer.ops import SparseCodes
 from sparsesteer.plans import SteeringPlan
 from sparsesteer.site import Site
 from sparsesteer.weights import Matrix
 
-_DIGEST_ROWS = 16
+if TYPE_CHECKING:
+    from sparsesteer.screen import Screen
 
 
 class SAE:
@@ -82,9 +85,11 @@ class SAE:
 
     def _forget(self) -> None:
         """Drop what was computed from the weights."""
+        self.screen: Screen | None = None
         self._digest: str | None = None
-        self._encoder: tuple[Tensor, Tensor] | None = None
-        self._decoder: tuple[Tensor, Tensor] | None = None
+        self._tables: dict[torch.dtype, Tensor] = {}
+        self._encoders: dict[torch.dtype, Tensor] = {}
+        self._decoders: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
         self._elsewhere: WeakValueDictionary[torch.device, SAE] = WeakValueDictionary()
 
     @staticmethod
@@ -117,6 +122,16 @@ class SAE:
     def d_sae(self) -> int:
         """F, the number of features."""
         return self.W_enc.shape[1]
+
+    @property
+    def k(self) -> int:
+        """Active features of a token at most, where the activation is ``TopK``; 0 for every other."""
+        return self.activation.k if isinstance(self.activation, TopK) else 0
+
+    @property
+    def input_norm(self) -> InputNorm:
+        """The run-time normalisation of what is encoded."""
+        return NORMALIZATIONS[self.normalize][0]
 
     @property
     def device(self) -> torch.device:
@@ -152,35 +167,42 @@ class SAE:
         other = copy.copy(self)
         other._forget()
         other.activation = activation.to(self.device)
+        other._encoders, other._decoders, other.screen = self._encoders, self._decoders, self.screen
         return other
 
     def encode(self, h: Tensor) -> Tensor:
         """All activations f [..., F] of h [..., D], dense, in the units of SAELens's ``hook_sae_acts_post``."""
         _check_last("encode", "h", h, self.d_in)
-        encoder, table = self.whole_encoder()
         x = reference.read_input(h.reshape(-1, self.d_in), None)
-        k = self.activation.k if isinstance(self.activation, TopK) else 0
-        f = reference.dense_codes(x, encoder, table, k, NORMALIZATIONS[self.normalize][0])
+        encoder, table = self.whole_encoder(x.dtype)
+        f = reference.dense_codes(x, encoder, table, self.k, self.input_norm)
         return f.view(*h.shape[:-1], self.d_sae).to(h.dtype)
 
-    def decode(self, f: Tensor, like: Tensor | None = None) -> Tensor:
-        """Reconstruction [..., D] of activations f [..., F].
+    def encode_sparse(self, h: Tensor, k: int | None = None) -> SparseCodes:
+        """The active features of every token of h [..., D], without a tensor of all features (``ops.encode``)."""
+        return ops.encode(h, self, k)
+
+    def decode(self, f: Tensor | SparseCodes, like: Tensor | None = None) -> Tensor:
+        """Reconstruction [..., D] of activations, dense [..., F] or sparse.
 
         Args:
             like: the tensor [..., D] that was encoded, whose mean and scale a normalising SAE gives back.
         """
+        if isinstance(f, SparseCodes):
+            return ops.decode(f, self, like)
         _check_last("decode", "f", f, self.d_sae)
-        decoder, bias = self.whole_decoder()
-        dtype = torch.promote_types(f.dtype, decoder.dtype)
-        out = f.to(dtype) @ decoder.to(dtype) + bias
-        if self.normalize != "none":
-            if like is None:
-                raise ValueError(
-                    f"SAE.decode: normalize={self.normalize!r} needs the encoded tensor: decode(f, like=h)"
-                )
-            _check_last("decode", "like", like, self.d_in)
-            out = reference.undo_input_norm(out, like.to(dtype), NORMALIZATIONS[self.normalize][0])
-        return out.to(f.dtype)
+        decoder, bias = self.whole_decoder(torch.promote_types(f.dtype, torch.float32))
+        out = f.to(bias.dtype) @ decoder.to(bias.dtype) + bias
+        return self.denormalize(out, like).to(f.dtype)
+
+    def denormalize(self, out: Tensor, like: Tensor | None) -> Tensor:
+        """A reconstruction [..., D] at the scale (and mean) of ``like`` [..., D], the tensor that was encoded."""
+        if self.normalize == "none":
+            return out
+        if like is None:
+            raise ValueError(f"SAE.decode: normalize={self.normalize!r} needs the encoded tensor: decode(f, like=h)")
+        _check_last("decode", "like", like, self.d_in)
+        return reference.undo_input_norm(out, like.to(out.dtype), self.input_norm)
 
     def plan(
         self,
@@ -216,31 +238,48 @@ class SAE:
         The same for an SAE in memory and on disk, without reading a file of gigabytes.
         """
         if self._digest is None:
-            sha = hashlib.sha256()
-            rules = (self.normalize, self.apply_b_dec_to_input, self.rescale_acts_by_decoder_norm)
-            sha.update(repr((self.d_in, self.d_sae, *rules)).encode())
-            for value in (*self.activation.contents(), self.b_enc, self.b_dec):
-                sha.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
-            for matrix in (self.W_enc, self.W_dec):
-                spread = torch.arange(_DIGEST_ROWS) * (matrix.shape[0] - 1) // (_DIGEST_ROWS - 1)
-                sha.update(_bytes(weights.rows(matrix, spread)))
-            self._digest = sha.hexdigest()
+            self._digest = digest_of(self)
         return self._digest
 
-    def whole_encoder(self) -> tuple[Tensor, Tensor]:
-        """(encoder rows [F, D], row table [F, 10] without edits) of every feature, for ops that need them all."""
-        if self._encoder is None:
-            features = torch.arange(self.d_sae, device=self.device)
-            encoder, bias = fold_encoder(self, weights.whole("W_enc", self.W_enc).T, features)
-            self._encoder = encoder, self.activation.table(features, bias, self.d_sae)
-        return self._encoder
+    def with_screen(self) -> "SAE":
+        """The same SAE with an int8 copy of its encoder beside it, F x D bytes.
 
-    def whole_decoder(self) -> tuple[Tensor, Tensor]:
-        """(decoder rows [F, D], bias [D]) such that the reconstruction is f @ rows + bias."""
-        if self._decoder is None:
-            decoder = fold_decoder(self, weights.whole("W_dec", self.W_dec))
-            self._decoder = decoder, weights.at_least_fp32(self.b_dec)
-        return self._decoder
+        ``ops.encode`` of few tokens on the CPU then reads that copy, a quarter of the bytes, and only looks exactly at
+        features that may be active: same codes, bit for bit.
+        """
+        from sparsesteer.screen import Screen
+
+        other = copy.copy(self)
+        other._elsewhere = WeakValueDictionary()
+        other.screen = Screen.of(self.whole_encoder(torch.float32)[0])
+        return other
+
+    def whole_encoder(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """(encoder rows [F, D], row table [F, 10] without edits) of every feature, for ops that need them all.
+
+        The table is of ``dtype``, fp32 or fp64. So are the rows, but bf16 weights stay bf16 beside an fp32 table.
+        Made once and kept, shared by all copies of the SAE: row-major rows beside the weights as SAELens stores them.
+        """
+        if dtype not in self._tables:
+            features = torch.arange(self.d_sae, device=self.device)
+            columns = weights.whole("W_enc", self.W_enc)
+            rows, bias = fold_encoder(self, columns.T, features)
+            self._tables[dtype] = self.activation.table(features, bias.to(dtype), self.d_sae)
+            if dtype not in self._encoders:
+                changed = self.rescale_acts_by_decoder_norm or self.normalize == "layer_norm"
+                narrow = columns.dtype == torch.bfloat16 and dtype == torch.float32 and not changed
+                self._encoders[dtype] = (columns.T if narrow else rows.to(dtype)).contiguous()
+        return self._encoders[dtype], self._tables[dtype]
+
+    def whole_decoder(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+        """(decoder rows [F, D], bias [D]) such that the reconstruction is f @ rows + bias; dtypes as in
+        ``whole_encoder``."""
+        if dtype not in self._decoders:
+            rows = weights.whole("W_dec", self.W_dec)
+            narrow = rows.dtype == torch.bfloat16 and dtype == torch.float32 and not self.rescale_acts_by_decoder_norm
+            decoder = rows if narrow else fold_decoder(self, rows).to(dtype)
+            self._decoders[dtype] = decoder.contiguous(), self.b_dec.to(dtype)
+        return self._decoders[dtype]
 
 
 def _check_activation(activation: object, n_features: int) -> None:
@@ -254,7 +293,3 @@ def _check_last(method: str, name: str, tensor: Tensor, width: int) -> None:
         raise TypeError(f"SAE.{method}: {name} should be a floating point tensor, got {tensor.dtype}")
     if tensor.dim() == 0 or tensor.shape[-1] != width:
         raise ValueError(f"SAE.{method}: {name} should have shape [..., {width}], got {list(tensor.shape)}")
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().float().contiguous().numpy().tobytes()

@@ -127,10 +127,12 @@ def decode(values, indices, decoder, bias):
     return combination([v for v, _ in kept], [row for _, row in kept], bias)
 
 
-def steer_reconstruct(x, w, encoder, rows, k, decoder, decoder_bias, bias, strength, input_norm, preserve_norm):
-    f = codes(x, encoder, rows, k, input_norm)
-    edited = [f_j + delta(f_j, row) for f_j, row in zip(f, rows, strict=True)]
-    out = [a + b for a, b in zip(combination(edited, decoder, decoder_bias), bias, strict=True)]
+def steer_reconstruct(x, w, encoder, table, k, features, rows, decoder, bias, strength, input_norm, preserve_norm):
+    f = codes(x, encoder, table, k, input_norm)
+    for j, row in zip(features, rows, strict=True):
+        if f[j]:
+            f[j] += delta(f[j], row) - delta(0.0, row)
+    out = combination(f, decoder, bias)
     if input_norm == LAYER_NORM:
         out = [v * std(x) + mean(x) for v in out]
     if input_norm == CONSTANT_NORM:

@@ -101,7 +101,7 @@ def whole_case(dtype=torch.float64, f=9):
 
 
 def topk_arguments(case):
-    features = torch.tensor([5, 0, 7])
+    features = torch.tensor([0, 5, 7])
     return (
         case["x"], case["into"], case["residual"], case["encoder"], case["rows"][:, 0] + 0.5, features, 4,
         case["decoder"][:3], case["rows"][:3], case["delta_bias"], case["token_strength"], 0.7, 1, 1, 0.0, True,
@@ -110,17 +110,18 @@ def topk_arguments(case):
 
 def reconstruct_arguments(case):
     return (
-        case["x"], case["into"], case["residual"], case["encoder"], case["rows"], 4, case["decoder"], case["into"][0],
-        case["delta_bias"], case["token_strength"], 0.7, 1, False,
+        case["x"], case["into"], case["residual"], case["encoder"], case["rows"], 4, torch.tensor([1, 4, 6]),
+        case["rows"][:3], case["decoder"], case["delta_bias"], case["token_strength"], 0.7, 1, False,
     )  # fmt: skip
 
 
 def slots_arguments(case):
     slot = torch.tensor([1, -1, 0, 1], dtype=torch.int32)
-    slot_start, entry_row = torch.tensor([0, 2, 5], dtype=torch.int32), torch.tensor([4, 0, 0, 1, 5], dtype=torch.int32)
+    slots = torch.tensor([[0, 2, 1], [2, 3, 1]], dtype=torch.int32)
+    entry_row = torch.tensor([4, 0, 0, 1, 5], dtype=torch.int32)
     slot_bias = torch.stack([-case["delta_bias"], case["delta_bias"]])
     return (
-        case["x"], case["into"], case["residual"], slot, case["encoder"], case["decoder"], slot_start, entry_row,
+        case["x"], case["into"], case["residual"], slot, slots, case["encoder"], case["decoder"], entry_row,
         case["rows"][:5], slot_bias, case["token_strength"], 0.7, 0, 0, 0.0, False,
     )  # fmt: skip
 

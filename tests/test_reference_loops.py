@@ -98,14 +98,15 @@ def test_steer_reconstruct_is_the_loop(norm, k, preserve_norm):
     c = loop_case(9, norm, d_out=5, m=11)
     if k:
         c["rows"][:, : by_loops.C0] = relu_rows(11)[:, : by_loops.C0]
-    decoder_bias = c["into"][0]
+    features = torch.tensor([0, 4, 7, 10])
     out = reference.steer_reconstruct(
-        c["x"], c["into"], c["residual"], c["encoder"], c["rows"], k, c["decoder"], decoder_bias, c["delta_bias"],
-        c["token_strength"], 0.7, norm, preserve_norm,
+        c["x"], c["into"], c["residual"], c["encoder"], c["rows"], k, features, c["rows"][:4], c["decoder"],
+        c["delta_bias"], c["token_strength"], 0.7, norm, preserve_norm,
     )  # fmt: skip
-    tables = c["encoder"].tolist(), c["rows"].tolist(), k, c["decoder"].tolist(), decoder_bias.tolist()
+    whole = c["encoder"].tolist(), c["rows"].tolist(), k, features.tolist(), c["rows"][:4].tolist()
+    tables = *whole, c["decoder"].tolist(), c["delta_bias"].tolist()
     want = [
-        by_loops.steer_reconstruct(*t, *tables, c["delta_bias"].tolist(), 0.7 * s, norm, preserve_norm)
+        by_loops.steer_reconstruct(*t, *tables, 0.7 * s, norm, preserve_norm)
         for *t, s in zip(
             (c["x"] + c["residual"]).tolist(), c["into"].tolist(), c["token_strength"].tolist(), strict=True
         )
@@ -116,11 +117,11 @@ def test_steer_reconstruct_is_the_loop(norm, k, preserve_norm):
 def test_steer_slots_gives_each_token_its_own_plan():
     c = loop_case(11, 0, m=6)
     slot = torch.tensor([1, -1, 0, 2, 1, 0, -1], dtype=torch.int32)
-    slot_start = torch.tensor([0, 2, 5, 5], dtype=torch.int32)  # slot 2 has a constant part only
+    slots = torch.tensor([[0, 2, 0], [2, 3, 1], [0, 0, 1]], dtype=torch.int32)  # slot 2 has a constant part only
     entry_row = torch.tensor([4, 0, 0, 1, 5], dtype=torch.int32)  # row 0 serves two slots
     rows, slot_bias = c["rows"][:5], torch.stack([torch.zeros(3).double(), c["delta_bias"], -c["delta_bias"]])
     out = reference.steer_slots(
-        c["x"], c["into"], None, slot, c["encoder"], c["decoder"], slot_start, entry_row, rows, slot_bias,
+        c["x"], c["into"], None, slot, slots, c["encoder"], c["decoder"], entry_row, rows, slot_bias,
         c["token_strength"], 0.7, 0, 0, 0.0, False,
     )  # fmt: skip
     want = []
@@ -128,7 +129,7 @@ def test_steer_slots_gives_each_token_its_own_plan():
         if s < 0:
             want.append(c["into"][i].tolist())
             continue
-        entries = range(slot_start[s], slot_start[s + 1])
+        entries = range(slots[s, 0], slots[s, 0] + slots[s, 1])
         shared = [int(entry_row[e]) for e in entries]
         want.append(
             by_loops.steer(

@@ -49,7 +49,8 @@ def test_topk_at_the_edge(rule, rank):
     lens = lens_sae("topk", 13, 37, k=6)
     h = torch.randn(8, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(2)) + 1
     sae = SAE.from_saelens(lens)
-    z = h @ sae.whole_encoder()[0].T + sae.whole_encoder()[1][:, 0]
+    encoder, table = sae.whole_encoder(torch.float64)
+    z = h @ encoder.T + table[:, 0]
     for i in range(len(h)):
         feature = int(z[i].argsort(descending=True)[6 + rank])
         value = float(z[i, feature]) / 2 + 1

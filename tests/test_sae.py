@@ -243,7 +243,7 @@ def test_weights_are_shared_not_copied():
     other = sae.with_activation(ss.TopK(2))
     for one in (sae, other):
         assert one.W_enc.data_ptr() == given["W_enc"].data_ptr() and one.W_dec.data_ptr() == given["W_dec"].data_ptr()
-        assert one.whole_encoder()[0].data_ptr() == given["W_enc"].data_ptr()
+        assert one.whole_encoder()[0].data_ptr() == sae.whole_encoder()[0].data_ptr()
     assert (sae.encode(torch.ones(1, D)) > 0).sum() > (other.encode(torch.ones(1, D)) > 0).sum() == 2
     assert other.digest != sae.digest
 
