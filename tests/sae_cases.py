@@ -182,9 +182,7 @@ def slots_arguments(
         "slot": torch.as_tensor(slot, dtype=torch.int32).to(device),
         "slots": slots.to(device),
         "encoder": encoder,
-        "decoder": (torch.randn(r, d, generator=generator, dtype=torch.float64) / math.sqrt(max(1, *sizes))).to(
-            encoder
-        ),
+        "decoder": decoder.to(encoder),
         "entry_row": entry_row,
         "rows": rows,
         "slot_bias": slot_bias.to(table),
