@@ -119,6 +119,8 @@ def steer_slots(
     out = into.clone()
     for s, (first, count, has_bias) in enumerate(slots.tolist()):
         chosen = (slot == s).nonzero()[:, 0]
+        if len(chosen) == 0:
+            continue
         shared = entry_row[first : first + count].long()
         out[chosen] = steer(
             x[chosen],
