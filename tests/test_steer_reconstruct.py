@@ -45,7 +45,8 @@ def test_dtypes_and_sizes(dtype, n):
     sae, h = make_sae(), hidden(n, dtype)
     out = ops.steer(h, sae.plan(EDIT, reconstruct=True))
     assert out.dtype == dtype and out.shape == h.shape
-    eps = {torch.float32: 1e-5, torch.float64: 1e-10}.get(dtype, torch.finfo(dtype).eps)
+    # tables made of fp32 weights hold fp32 numbers, whatever h is
+    eps = {torch.float32: 1e-5, torch.float64: 1e-7}.get(dtype, torch.finfo(dtype).eps)
     torch.testing.assert_close(out.double(), sae.decode(edited_codes(sae, h.double())), rtol=eps, atol=eps)
 
 
