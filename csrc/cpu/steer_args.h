@@ -7,18 +7,20 @@ namespace sparsesteer {
 
 enum class Scalar { FLOAT, BFLOAT16, HALF, DOUBLE };
 
+// One plan and the tokens that it steers.
 struct SteerArgs {
-  const void* x;         // [n, d]
-  const void* residual;  // [n, d] or null
-  const void* into;      // [n, d_out]
-  void* out;             // [n, d_out], may be into or x
+  const int32_t* tokens;  // [n] their rows in the tensors below, each of strength other than 0
+  const void* x;          // [*, d]
+  const void* residual;   // [*, d] or null
+  const void* into;       // [*, d_out]
+  void* out;              // [*, d_out], may be into or x
   int64_t x_stride, residual_stride, into_stride, out_stride;
   const void* encoder;         // [m, d], contiguous
   const void* decoder;         // [m, d_out], contiguous
   const int32_t* entry_row;    // [m] the row of encoder and decoder that belongs to each row of `rows`; null: its own
   const void* rows;            // [m, N_COLUMNS] in the compute type
   const void* delta_bias;      // [d_out] in the compute type, or null
-  const void* token_strength;  // [n] in the compute type, or null
+  const void* token_strength;  // [*] in the compute type, or null
   double strength, gap;
   int64_t n, d, d_out, m;
   int input_norm, scale_rule;
@@ -27,13 +29,13 @@ struct SteerArgs {
 };
 
 namespace portable {
-void steer(const SteerArgs& args, int threads);
+void steer(const SteerArgs* plans, int64_t count, int threads);
 }
 namespace avx2 {
-void steer(const SteerArgs& args, int threads);
+void steer(const SteerArgs* plans, int64_t count, int threads);
 }
 namespace avx512 {
-void steer(const SteerArgs& args, int threads);
+void steer(const SteerArgs* plans, int64_t count, int threads);
 }
 
 }  // namespace sparsesteer

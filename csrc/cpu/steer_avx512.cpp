@@ -1,19 +1,6 @@
-// steer for machines with AVX512, chosen at run time. Standard headers come before the pragma: an inline function
-// of theirs compiled for this instruction set could be linked into code that runs on any machine.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#include <immintrin.h>
-#include <omp.h>
+// steer and steer_slots for machines with AVX512.
+#include "isa_avx512.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <utility>
-#include <vector>
-
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
-#define SPARSESTEER_ISA avx512
-#define SPARSESTEER_VECTOR_BYTES 64
+#ifdef SPARSESTEER_ISA
 #include "steer_run.h"
 #endif

@@ -1,4 +1,3 @@
-// steer for every machine: vectors of 16 bytes, which all compilers lower to what they have.
-#define SPARSESTEER_ISA portable
-#define SPARSESTEER_VECTOR_BYTES 16
+// steer and steer_slots for every machine.
+#include "isa_portable.h"
 #include "steer_run.h"
