@@ -12,11 +12,15 @@ aot = pytest.importorskip("aot", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
 
+import aot_encode  # noqa: E402
 import aot_steer  # noqa: E402
 
 pytestmark = pytest.mark.triton
 
-OPS = (aot_steer.OP,)
+OPS = (
+    aot_steer.OP,
+    aot_encode.OP,
+)
 
 
 def cases(kind):
