@@ -46,7 +46,7 @@ def steer_tiling(n: int, m: int, width: int, out_width: int) -> SteerTiling:
         splits=ceil_div(width, split_width),
         split_width=split_width,
         expand_rows=min(256, max(MIN_DOT, power_of_two(m))) if tokens == 1 else 32,
-        expand_width=_expand_width(tiles, out_width),
+        expand_width=expand_width(tiles, out_width),
         warps=8 if tokens == 64 or (tokens == 32 and rows == 64) else 4,
     )
 
@@ -71,7 +71,7 @@ def _splits(tokens: int, programs: int, steps: int) -> int:
     return min(MAX_SPLITS[tokens], power_of_two(min(max(least, ceil_div(PROGRAMS, programs)), steps)))
 
 
-def _expand_width(tiles: int, out_width: int) -> int:
+def expand_width(tiles: int, out_width: int) -> int:
     """The widest block that still gives every multiprocessor a program."""
     for block in (64, 32):
         if tiles * ceil_div(out_width, block) * 2 >= PROGRAMS:
