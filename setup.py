@@ -5,6 +5,7 @@ The environment variable SPARSESTEER_BUILD chooses:
     cpu   build it, or fail
     cuda  build it with the CUDA sources, or fail
     none  pure Python
+SPARSESTEER_SANITIZE=1 adds the address and undefined-behaviour sanitizers (tests/sanitizer.sh).
 """
 
 import os
@@ -19,6 +20,11 @@ from setuptools.errors import BaseError, CCompilerError, SetupError
 CHOICES = ("auto", "cpu", "cuda", "none")
 BUILD = os.environ.get("SPARSESTEER_BUILD", "auto")
 COMPILE_FAILURES = (BaseError, CCompilerError, CalledProcessError, OSError, RuntimeError)
+
+SANITIZERS = []
+if os.environ.get("SPARSESTEER_SANITIZE") == "1":
+    # vptr needs the RTTI of libraries that have none
+    SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-g1", "-O1"]
 
 os.environ.setdefault("MAX_JOBS", "2")  # a compiler process takes about 1 GB
 
@@ -87,8 +93,8 @@ def native() -> dict:
         sorted([*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")]),
         depends=glob("csrc/**/*.h", recursive=True),
         # no -march: the kernels choose their instruction set at run time
-        extra_compile_args=["-O3", "-g0", "-fopenmp"],
-        extra_link_args=["-fopenmp", "-s"],
+        extra_compile_args=["-O3", "-g0", "-fopenmp", *SANITIZERS],
+        extra_link_args=["-fopenmp", *(SANITIZERS or ["-s"])],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildNative}}
 
