@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import sparsesteer as ss
 from sparsesteer.benchmarks import competitors, machine, report, timing
 from sparsesteer.benchmarks.gate import WrongResult
+from sparsesteer.benchmarks.weights import VALUE, Weights
 from sparsesteer.model_sites import ModelSites
 from sparsesteer.plans import SteeringPlan
 
@@ -68,12 +69,12 @@ class Decoding:
 
 def plan_of(sae: ss.SAE) -> SteeringPlan:
     """The first ``N_EDITED`` features set to a value: every token is changed by all of them."""
-    return sae.plan(ss.Edit.set(dict.fromkeys(range(N_EDITED), competitors.VALUE)))
+    return sae.plan(ss.Edit.set(dict.fromkeys(range(N_EDITED), VALUE)))
 
 
 def random_plan(width: int, device: str) -> SteeringPlan:
     """The same of a random SAE."""
-    weights = competitors.Weights.random(width, 8 * width, 0, device, torch.float32)
+    weights = Weights.random(width, 8 * width, 0, device, torch.float32)
     return weights.plans(min(N_EDITED, 8 * width), 1)[0]
 
 

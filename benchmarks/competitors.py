@@ -4,70 +4,26 @@ Random weights: the time does not depend on them, since an edit that sets a valu
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from importlib import util
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import sparsesteer as ss
 from sparsesteer import ops
 from sparsesteer._layout import Column
+from sparsesteer.benchmarks import peers
+from sparsesteer.benchmarks.weights import THRESHOLD, VALUE, Weights
 from sparsesteer.plans import SteeringPlan
 
-VALUE = 3.0
-BIAS, THRESHOLD = -0.5, 0.4
-
-OURS = "sparsesteer"
 GATHERED = "gathered torch"
 COMPILED = "gathered torch, compiled"
 ENCODE_ALL = "encode all, add the difference"
 SAELENS_ARITHMETIC = "SAELens's arithmetic"
 SAELENS_CLASS = "SAELens's class, error term"
+ALL = (GATHERED, COMPILED, ENCODE_ALL, SAELENS_ARITHMETIC, SAELENS_CLASS)
 
 Transform = Callable[[Tensor], Tensor]  # h [N, D] -> steered h [N, D]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Encoder and decoder rows [P, D] of an SAE of F <= P features, the rest more rows for cold plans."""
-
-    encoder: Tensor
-    decoder: Tensor
-    n_features: int
-
-    @classmethod
-    def random(cls, width: int, n_features: int, least_bytes: int, device: str, dtype: torch.dtype) -> "Weights":
-        """Both matrices together take at least ``least_bytes``."""
-        row_bytes = 2 * width * dtype.itemsize
-        n_rows = max(n_features, -(-least_bytes // row_bytes))
-        generator = torch.Generator(device).manual_seed(0)
-        encoder, decoder = (
-            torch.randn(n_rows, width, generator=generator, device=device).div_(width**0.5).to(dtype) for _ in range(2)
-        )
-        return cls(encoder, decoder, n_features)
-
-    @property
-    def n_bytes(self) -> int:
-        """Of both matrices."""
-        return self.encoder.nbytes + self.decoder.nbytes
-
-    def plans(self, m: int, n_plans: int) -> list[SteeringPlan]:
-        """Plans of M = ``m`` features, each of its own rows; no more than there are rows for."""
-        device = self.encoder.device
-        sae = ss.SAE(
-            W_enc=self.encoder[:m].float().T,
-            W_dec=self.decoder[:m].float(),
-            b_enc=torch.full((m,), BIAS, device=device),
-            activation=ss.JumpReLU(torch.full((m,), THRESHOLD, device=device)),
-        )
-        first = sae.plan(ss.Edit.set(dict.fromkeys(range(m), VALUE)))
-        starts = range(0, min(n_plans, len(self.encoder) // m) * m, m)
-        return [
-            replace(first, encoder=self.encoder[start : start + m], decoder=self.decoder[start : start + m])
-            for start in starts
-        ]
 
 
 def ours(plan: SteeringPlan) -> Transform:
@@ -127,7 +83,7 @@ def saelens_arithmetic(weights: Weights, m: int) -> Transform:
 
 def _all_activations(weights: Weights) -> Transform:
     encoder = weights.encoder[: weights.n_features]
-    bias = torch.full((weights.n_features,), BIAS, device=encoder.device, dtype=encoder.dtype)
+    bias = weights.bias
 
     def activations(x: Tensor) -> Tensor:
         z = F.linear(x, encoder, bias)
@@ -138,34 +94,11 @@ def _all_activations(weights: Weights) -> Transform:
 
 def saelens_class(weights: Weights, m: int) -> Transform:
     """SAELens's own class, edited at its hook point. Raises ImportError where sae_lens is not installed."""
-    from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
-
-    n_features, width = weights.n_features, weights.encoder.shape[1]
-    device = weights.encoder.device
-    lens = JumpReLUSAE(JumpReLUSAEConfig(d_in=width, d_sae=n_features, device=str(device), apply_b_dec_to_input=True))
-    lens.load_state_dict(
-        {
-            "W_enc": weights.encoder[:n_features].float().T.contiguous(),
-            "W_dec": weights.decoder[:n_features].float(),
-            "b_enc": torch.full((n_features,), BIAS),
-            "b_dec": torch.zeros(width),
-            "threshold": torch.full((n_features,), THRESHOLD),
-        }
-    )
-    lens.use_error_term = True
-
-    def set_value(codes: Tensor, hook: object) -> Tensor:
-        codes[:, :m] = VALUE
-        return codes
-
-    lens.add_hook("hook_sae_acts_post", set_value)
+    lens = peers.set_codes(peers.saelens_jumprelu(weights, THRESHOLD, error_term=True), m)
     return lambda h: lens(h.float()).to(h.dtype)
 
 
-def left_out(competitor: str, device: str) -> str:
-    """Why a competitor cannot take part here; empty if it can."""
-    if competitor == SAELENS_CLASS and util.find_spec("sae_lens") is None:
-        return "sae_lens is not installed; pip install sparsesteer[lens]"
-    if competitor == COMPILED and device == "cuda" and util.find_spec("triton") is None:
-        return "torch.compile needs triton on CUDA devices"
-    return ""
+def absent_compiler(device: str) -> str:
+    """Why torch.compile cannot take part here; empty if it can."""
+    missing = device == "cuda" and util.find_spec("triton") is None
+    return "torch.compile needs triton on CUDA devices" if missing else ""

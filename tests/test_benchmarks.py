@@ -1,33 +1,15 @@
-"""The benchmarks' own arithmetic: statistics on clocks that are given, a gate that closes, rows that are complete."""
+"""The benchmarks' own arithmetic: statistics on clocks that are given, a gate that closes, tables that mark losses."""
 
 import json
 
 import pytest
 import torch
 
-from sparsesteer.benchmarks import bench_decoding, bench_steer, competitors, gate, report, timing
-from sparsesteer.benchmarks.bench_steer import Case
-from sparsesteer.benchmarks.competitors import GATHERED, OURS
-
-FIELDS = (
-    "op backend competitor device D F N M K dtype ours_us_p20 ours_us_p50 ours_us_p80 theirs_us_p20 theirs_us_p50 "
-    "theirs_us_p80 ratio ratio_low ratio_high percent_of_limit correct bytes flops cache versions commit"
-).split()
-
-
-@pytest.fixture
-def few_rounds(monkeypatch):
-    """Rows that cost little: the least number of rounds, and the machine's limits taken as given."""
-    monkeypatch.setattr(timing, "FLUSH_BYTES", 1)
-    monkeypatch.setattr(bench_steer, "WHOLE_SAE_ROUNDS", 2)
-    monkeypatch.setattr(bench_steer, "COLD_BYTES", 1 << 20)
-    monkeypatch.setattr(bench_steer, "SECONDS_QUICK", 0.0)
-    monkeypatch.setattr(bench_steer.machine, "bandwidth", lambda device, n_bytes: 1e9)
-    monkeypatch.setattr(bench_steer.machine, "matmul_rate", lambda device, dtype: 1e9)
-
-
-def in_order(items, what):
-    return items
+from sparsesteer.benchmarks import bench_decoding, competitors, gate, memory, report, timing
+from sparsesteer.benchmarks.case import Case
+from sparsesteer.benchmarks.competitors import GATHERED
+from sparsesteer.benchmarks.gate import OURS
+from sparsesteer.benchmarks.weights import Weights
 
 
 def test_percentiles_of_known_times():
@@ -87,100 +69,73 @@ def wrong_by(error):
     return lambda plan: lambda h: h + (1 + error) * (competitors.gathered(plan)(h) - h)
 
 
+@pytest.fixture
+def plan():
+    return Weights.random(48, 64, 0, "cpu", torch.float32).plans(8, 1)[0]
+
+
+@pytest.fixture
+def h():
+    return torch.randn(20, 48, generator=torch.Generator().manual_seed(0))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_the_gate_lets_right_results_pass_and_stops_wrong_ones(dtype):
-    plan = competitors.Weights.random(48, 64, 0, "cpu", torch.float32).plans(8, 1)[0]
-    h = torch.randn(20, 48, generator=torch.Generator().manual_seed(0)).to(dtype)
-    gate.check({OURS: competitors.ours(plan), GATHERED: competitors.gathered(plan)}, plan, h, "case")
+def test_the_gate_lets_right_results_pass_and_stops_wrong_ones(dtype, plan, h):
+    h = h.to(dtype)
+    truth = gate.edited_rows(plan, h, "case")
+    truth.check(OURS, competitors.ours(plan)(h))
+    truth.check(GATHERED, competitors.gathered(plan)(h))
     for wrong in (lambda h: h, wrong_by(0.1)(plan), lambda h: torch.full_like(h, torch.nan), lambda h: h.double()):
         with pytest.raises(gate.WrongResult, match=f"case: {GATHERED}"):
-            gate.check({OURS: competitors.ours(plan), GATHERED: wrong}, plan, h, "case")
+            truth.check(GATHERED, wrong(h))
 
 
-def test_ours_is_held_to_a_narrower_limit_than_whole_reconstructions():
-    plan = competitors.Weights.random(48, 64, 0, "cpu", torch.float32).plans(8, 1)[0]
-    h = torch.randn(20, 48, generator=torch.Generator().manual_seed(0))
-    slightly = wrong_by(1e-4)(plan)
-    gate.check({GATHERED: slightly}, plan, h, "case")
+def test_ours_is_held_to_a_narrower_limit_than_whole_reconstructions(plan, h):
+    slightly = wrong_by(1e-4)(plan)(h)
+    truth = gate.edited_rows(plan, h, "case")
+    truth.check(GATHERED, slightly)
     with pytest.raises(gate.WrongResult, match=OURS):
-        gate.check({OURS: slightly}, plan, h, "case")
-
-
-def test_all_competitors_compute_the_same():
-    weights = competitors.Weights.random(48, 64, 0, "cpu", torch.float32)
-    plan = weights.plans(8, 1)[0]
-    ways = {
-        OURS: competitors.ours(plan),
-        GATHERED: competitors.gathered(plan),
-        competitors.ENCODE_ALL: competitors.encode_all(weights, 8),
-        competitors.SAELENS_ARITHMETIC: competitors.saelens_arithmetic(weights, 8),
-    }
-    if not competitors.left_out(competitors.SAELENS_CLASS, "cpu"):
-        ways[competitors.SAELENS_CLASS] = competitors.saelens_class(weights, 8)
-    h = torch.randn(20, 48, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        gate.check(ways, plan, h, "case")
+        truth.check(OURS, slightly)
 
 
 def test_cold_plans_have_rows_of_their_own_and_exceed_the_bytes_asked_for():
-    weights = competitors.Weights.random(48, 64, 1 << 16, "cpu", torch.float32)
+    weights = Weights.random(48, 64, 1 << 16, "cpu", torch.float32)
     plans = weights.plans(8, 1000)
     assert weights.n_bytes >= 1 << 16
     assert len({plan.encoder.data_ptr() for plan in plans}) == len(plans) == len(weights.encoder) // 8
 
 
-@pytest.mark.parametrize("dtype", bench_steer.DTYPES)
-def test_rows_are_complete(few_rounds, dtype, tmp_path, capsys):
-    rows, notes = bench_steer.measure([Case(48, 128, 4, 64, dtype)], "cpu", True, in_order)
-    report.write_json([row.as_json() for row in rows], tmp_path / "new" / "rows.json")
-    written = json.loads((tmp_path / "new" / "rows.json").read_text())
-    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "rows.json"]
-    assert [(row["competitor"], row["cache"]) for row in written][:2] == [(GATHERED, "hot"), (GATHERED, "cold")]
-    whole = {competitors.ENCODE_ALL, competitors.SAELENS_ARITHMETIC}
-    assert whole & {row["competitor"] for row in written} == (whole if dtype == "fp32" else set())
-    for row in written:
-        assert not set(FIELDS) - set(row)
-        assert row["op"] == "steer" and row["correct"] is True and row["K"] is None
-        assert (row["D"], row["F"], row["N"], row["M"], row["dtype"]) == (48, 128, 4, 64, dtype)
-        size = 4 if dtype == "fp32" else 2
-        assert row["bytes"] == 64 * (2 * 48 * 4 + 10 * 4) + 2 * 4 * 48 * size
-        assert row["ours_us_p20"] <= row["ours_us_p50"] <= row["ours_us_p80"]
-        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
-    assert any("compiled" in note for note in notes)
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_random_saes_have_as_many_active_features_as_asked_for(activation):
+    weights = Weights.random(64, 512, 0, "cpu", torch.float32)
+    h = torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
+    active = (weights.sae(activation, 16).encode(h) != 0).sum(-1).double()
+    assert active.mean() == pytest.approx(16, rel=0 if activation == "topk" else 0.2)
+    assert active.min() == 16 or activation == "jumprelu"
 
 
-def test_a_wrong_result_ends_the_run_without_any_speed(few_rounds, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(competitors, "ours", wrong_by(0.5))
-    arguments = [
-        "bench_steer",
-        "--quick",
-        "--device",
-        "cpu",
-        "--shape",
-        "48,128",
-        "--json",
-        str(tmp_path / "rows.json"),
-    ]
-    monkeypatch.setattr("sys.argv", arguments)
-    assert bench_steer.main() == 1
-    printed = capsys.readouterr()
-    assert printed.out == "" and f"{OURS} is wrong" in printed.err
-    assert not list(tmp_path.iterdir())
+def test_memory_counts_what_a_call_needs_beside_its_result():
+    def call(n_scratch):
+        scratch = torch.ones(n_scratch)
+        return scratch[: 1 << 20] + 1
+
+    torch.ones(32 << 20)  # freed memory that a process keeps must not hide anything
+    for n_scratch in (1 << 20, 16 << 20):
+        result, extra = memory.peak_extra(lambda n=n_scratch: call(n), "cpu")
+        if extra is None:
+            pytest.skip("this system cannot reset its peak")
+        assert len(result) == 1 << 20
+        assert extra == pytest.approx(4 * n_scratch, abs=1 << 20)
 
 
-def test_an_sae_larger_than_memory_is_left_out_by_name(few_rounds, monkeypatch):
-    monkeypatch.setattr(bench_steer, "_free_bytes", lambda device: 1000)
-    rows, notes = bench_steer.measure([Case(48, 128, 4, 1, "fp32")], "cpu", True, in_order)
-    assert rows == [] and "D=48 F=128 is left out" in notes[0]
-
-
-def example_row(ratio):
+def example_row(ratio, **fields):
     spread = timing.Spread(1.0, 2.0, 3.0)
-    return report.Row(
-        op="steer", backend="native", competitor=GATHERED, device="cpu", D=48, F=128, N=4, M=8, K=None, dtype="fp32",
-        row_dtype="fp32", cache="hot", ours=spread, theirs=spread, ratio=timing.Ratio(ratio, ratio, ratio), rounds=2,
-        bytes=1, flops=1, limit_us=1.0, correct=True,
-    )  # fmt: skip
+    defaults = {
+        "case": Case("steer", 48, 128, 4, M=8), "backend": "native", "competitor": GATHERED, "device": "cpu",
+        "cache": "hot", "ours": spread, "theirs": spread, "ratio": timing.Ratio(ratio, ratio, ratio), "rounds": 2,
+        "limit_us": 1.0, "peak_extra_bytes": 0, "correct": True,
+    }  # fmt: skip
+    return report.Row(**defaults | fields)
 
 
 @pytest.mark.parametrize("rich", [True, False])
@@ -189,10 +144,15 @@ def test_a_losing_cell_is_marked(rich, monkeypatch, capsys):
         monkeypatch.setattr(report.util, "find_spec", lambda name: None)
     report.print_rows([example_row(0.9)])
     printed = capsys.readouterr().out
-    assert "0.90x!" in printed and "ours is slower in 1" in printed
+    assert "0.90x 50%!" in printed and "ours is slower in 1" in printed
     report.print_rows([example_row(1.1)])
     printed = capsys.readouterr().out
-    assert "1.10x" in printed and "x!" not in printed
+    assert "1.10x" in printed and "%!" not in printed
+
+
+def test_a_part_of_ours_may_be_a_tenth_faster():
+    assert not example_row(0.95, competitor=report.GEMM_ALONE).loses
+    assert example_row(0.9, competitor=report.GEMM_ALONE).loses
 
 
 def test_half_of_the_limit_is_fifty_percent():

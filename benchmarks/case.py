@@ -1,0 +1,79 @@
+"""One shape of one op, what it must move and compute at least, and what this machine needs for that."""
+
+from dataclasses import dataclass
+
+import torch
+
+from sparsesteer._layout import N_COLUMNS
+from sparsesteer.benchmarks import machine
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SHAPES = ((576, 4608), (2304, 16384), (2304, 65536), (3584, 131072), (4096, 32768), (4096, 131072))
+TOKENS = (1, 8, 32, 128, 512, 4096)
+GROUP = 128  # columns that share a scale in the int8 copy of an encoder
+CODE_BYTES = 8  # a value and an index
+
+
+@dataclass(frozen=True)
+class Case:
+    """Letters as everywhere; a size that an op does not have is 0."""
+
+    op: str
+    D: int
+    F: int
+    N: int
+    M: int = 0  # edited features, of each slot for ``steer_slots``
+    K: int = 0  # active features of a token: exactly for "topk", on average for "jumprelu"
+    S: int = 0  # slots
+    dtype: str = "fp32"  # of h
+    row_dtype: str = "fp32"  # of encoder and decoder
+    activation: str = "jumprelu"
+
+    def __str__(self) -> str:
+        sizes = " ".join(f"{letter}={getattr(self, letter)}" for letter in "DFNMKS" if getattr(self, letter))
+        return f"{self.op} {sizes} {self.activation} {self.dtype}"
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions of the products with encoder and decoder rows."""
+        encoded, decoded = {
+            "steer": (self.M, self.M),
+            "steer_slots": (self.M, self.M),
+            "encode": (self.F, 0),
+            "encode_screened": (self.F, 0),
+            "decode": (0, self.K),
+            "steer_topk": (self.F, self.M),
+            "steer_reconstruct": (self.F, self.K),
+        }[self.op]
+        return 2 * self.N * self.D * (encoded + decoded)
+
+    @property
+    def n_bytes(self) -> int:
+        """Everything that is read or written, once: rows, tables, h, codes, the result."""
+        row = self.D * DTYPES[self.row_dtype].itemsize
+        tokens = self.N * self.D * DTYPES[self.dtype].itemsize
+        codes = self.N * self.K * CODE_BYTES
+        decoded_rows = min(self.N * self.K, self.F) * row
+        plan = self.M * (2 * row + N_COLUMNS * 4)
+        screen = self.F * (self.D + 4 * (-(-self.D // GROUP)) + 4)
+        return {
+            "steer": plan + 2 * tokens,
+            "steer_slots": min(self.S, self.N) * plan + 2 * tokens + 4 * self.N,
+            "encode": self.F * row + tokens + codes,
+            "encode_screened": screen + tokens + codes,
+            "decode": decoded_rows + codes + self.N * self.D * 4,
+            "steer_topk": self.F * row + plan + 2 * tokens,
+            "steer_reconstruct": self.F * row + decoded_rows + 2 * tokens,
+        }[self.op]
+
+    @property
+    def dense_bytes(self) -> int:
+        """Of a tensor N x F in fp32, which no op makes."""
+        return 4 * self.N * self.F
+
+    def limit_us(self, device: str, cache: str) -> float:
+        """What the slower of memory and arithmetic needs at this machine's measured rates."""
+        from_cache = self.n_bytes if cache == "hot" else machine.MEMORY_BYTES
+        seconds = self.n_bytes / machine.bandwidth(device, from_cache)
+        rate = machine.matmul_rate(device, DTYPES[self.row_dtype])
+        return 1e6 * max(seconds, self.flops / rate)

@@ -1,0 +1,68 @@
+"""What the ops in which every feature takes part are measured on, and the torch code that their contenders share."""
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsesteer.benchmarks.case import SHAPES, TOKENS, Case
+from sparsesteer.benchmarks.weights import Weights
+
+QUICK = {(576, 4608): (1, 32, 512), (2304, 16384): (1, 32)}  # tokens by shape
+ACTIVATIONS = ("topk", "jumprelu")
+USUAL_K, OTHER_K = 64, (32, 100, 192)
+OTHER_K_SHAPE, OTHER_K_TOKENS = (2304, 16384), (1, 32, 512)
+
+Way = Callable[..., Any]
+
+
+def cases(
+    op: str,
+    quick: bool,
+    activations: tuple[str, ...] = ACTIVATIONS,
+    edited: tuple[int, ...] = (0,),
+    dtypes: tuple[str, ...] = ("fp32",),
+) -> list[Case]:
+    """K = 64 on all shapes and the other K on one of them; bf16 weights are not part of a quick run."""
+    by_shape = QUICK if quick else dict.fromkeys(SHAPES, TOKENS)
+    found = []
+    for shape, n_tokens in by_shape.items():
+        for dtype, activation, m, n in product(dtypes[:1] if quick else dtypes, activations, edited, n_tokens):
+            found.append(Case(op, *shape, n, m, USUAL_K, dtype=dtype, row_dtype=dtype, activation=activation))
+        if shape == OTHER_K_SHAPE and not quick:
+            others = product(OTHER_K, activations, edited, OTHER_K_TOKENS)
+            found += [Case(op, *shape, n, m, k, activation=activation) for k, activation, m, n in others]
+    return found
+
+
+def linear(weights: Weights) -> Callable[[Tensor], Tensor]:
+    """All pre-activations [N, F] with one product: the rows lie as torch likes them best."""
+    encoder, bias = weights.encoder[: weights.n_features], weights.bias
+    return lambda h: F.linear(h, encoder, bias)
+
+
+def linear_topk(weights: Weights, k: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """(values, indices) [N, K] by falling value, as ours."""
+    encode = linear(weights)
+
+    def way(h: Tensor) -> tuple[Tensor, Tensor]:
+        values, indices = encode(h).topk(k)
+        return values.relu_(), indices
+
+    return way
+
+
+def decode_bag(weights: Weights) -> Callable[[Tensor, Tensor], Tensor]:
+    """Reconstruction [N, D] of (values, indices) [N, K]: torch's own gather and sum."""
+    decoder = weights.decoder[: weights.n_features]
+    return lambda values, indices: F.embedding_bag(
+        indices, decoder, per_sample_weights=values.to(decoder.dtype), mode="sum"
+    )
+
+
+def compiled(way: Way) -> Way:
+    """Through torch.compile."""
+    return torch.compile(way, fullgraph=True, dynamic=False)
