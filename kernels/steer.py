@@ -4,15 +4,12 @@ All products with x are finished before the first add, so the result may overwri
 added in a fixed order: same input, same bits. Nothing waits for the host, so that CUDA graphs can hold a call.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparsesteer._layout import InputNorm, OutputScale
-from sparsesteer.kernels.operands import matrix, weights
+from sparsesteer.kernels.expand import Call, call_of, expand_edits, keep_length, new_edits
 from sparsesteer.kernels.rules import (
     GAP_FILL,
     edit_deltas,
@@ -23,10 +20,8 @@ from sparsesteer.kernels.rules import (
     output_scale,
     weighted_rows,
 )
-from sparsesteer.kernels.tiling import KEEP_NORM_STEP, SteerTiling, ceil_div, steer_tiling
-from sparsesteer.kernels.write import keep_norm, write_tile
-
-_MOMENT_SCALES = (OutputScale.STD, OutputScale.RMS, OutputScale.NORM)
+from sparsesteer.kernels.tiling import SteerTiling, ceil_div, steer_tiling
+from sparsesteer.kernels.write import write_tile
 
 
 @triton.jit(do_not_specialize=["n_tokens"])
@@ -128,44 +123,6 @@ def expand_split(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["n_tokens"])
-def expand_whole(
-    d_ptr, live_ptr, total_ptr, scale_ptr, decoder_ptr, decoder_stride, bias_ptr,
-    token_strength_ptr, token_strength_stride, into_ptr, into_stride, out_ptr, out_stride, change_ptr, factor_ptr,
-    n_tokens, n_rows, out_width, strength, gap,
-    TOKENS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
-    SCALE_RULE: tl.constexpr, IN_PLACE: tl.constexpr,
-):  # fmt: skip
-    """Writes one block of the width from finished edits; blocks of rows without an edit are not read."""
-    tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    in_tokens, in_columns = tokens < n_tokens, columns < out_width
-    change = tl.zeros([TOKENS, WIDTH], tl.float32)
-    total = tl.zeros([TOKENS], tl.float32)
-    live = tl.zeros([TOKENS], tl.int32)
-    for block in range(0, n_rows, BLOCK):
-        at = tl.cast(block // BLOCK, tl.int64) * n_tokens + tokens
-        block_live = tl.load(live_ptr + at, in_tokens, other=0)
-        if tl.max(block_live) > 0:
-            for first in range(block, tl.minimum(block + BLOCK, n_rows), ROWS):
-                rows = tl.cast(first, tl.int64) + tl.arange(0, ROWS)
-                in_rows = rows < n_rows
-                d = load_tile(d_ptr, n_rows, tokens, in_tokens, rows, in_rows)
-                decoder = load_tile(decoder_ptr, decoder_stride, rows, in_rows, columns, in_columns)
-                change += weighted_rows(d, decoder)
-        total += tl.load(total_ptr + at, in_tokens, other=0.0)
-        live += block_live
-    if SCALE_RULE == GAP_FILL:
-        scale = tl.where(total != 0, gap / total, 0.0)
-    else:
-        scale = tl.load(scale_ptr + tokens, in_tokens, other=0.0)
-    write_tile(
-        change, live > 0, scale, strength, token_strength_ptr, token_strength_stride, bias_ptr,
-        into_ptr, into_stride, out_ptr, out_stride, change_ptr, factor_ptr,
-        tokens, in_tokens, columns, in_columns, out_width, IN_PLACE,
-    )  # fmt: skip
-
-
 def steer(
     x: Tensor,  # [N, D]
     into: Tensor,  # [N, D_out]
@@ -213,46 +170,20 @@ def steer_out(
         raise ValueError(f"steer_out: the rows of out should have unit stride, got strides {out.stride()}")
     if n == 0:
         return
-    change = out.new_empty(out.shape, dtype=torch.float32) if preserve_norm else None
-    factor = out.new_empty(n, dtype=torch.float32) if preserve_norm else None
-    written = (*matrix(into), out, out.stride(0))
-    strengths = None if token_strength is None else token_strength.float()[:, None]
-    call = _Call(
-        source=(*matrix(x), *matrix(residual), *matrix(weights(encoder))),
-        rows=rows.float().contiguous(),
-        decoder=(*matrix(weights(decoder)), None if delta_bias is None else delta_bias.float().contiguous()),
-        target=(*matrix(strengths), *written, change, factor),
-        sizes=(n, len(encoder), x.shape[1], out_width),
-        numbers=(strength, gap),
-        rules={"INPUT_NORM": int(input_norm), "SCALE_RULE": int(scale_rule)},
-        moments=input_norm != InputNorm.NONE or scale_rule in _MOMENT_SCALES,
-        in_place=out.data_ptr() == into.data_ptr() and out.stride() == into.stride(),
-    )
+    call = call_of(
+        x, into, residual, encoder, decoder, rows, delta_bias, token_strength,
+        strength, input_norm, scale_rule, gap, preserve_norm, out,
+    )  # fmt: skip
     tiling = steer_tiling(*call.sizes)
     with torch.cuda.device_of(x):
         if tiling.splits > 1:
             _launch_split(call, tiling)
         else:
             _launch_whole(call, tiling)
-        if preserve_norm:
-            keep_norm[(n,)](*written, change, factor, out_width, STEP=KEEP_NORM_STEP)
+        keep_length(call)
 
 
-class _Call(NamedTuple):
-    """The arguments of one call, in the groups that the kernels take them in."""
-
-    source: tuple
-    rows: Tensor
-    decoder: tuple
-    target: tuple
-    sizes: tuple[int, int, int, int]
-    numbers: tuple[float, float]
-    rules: dict[str, int]
-    moments: bool
-    in_place: bool
-
-
-def _launch_split(call: _Call, tiling: SteerTiling) -> None:
+def _launch_split(call: Call, tiling: SteerTiling) -> None:
     n, m, width, out_width = call.sizes
     products = call.rows.new_empty(tiling.splits, n, m)
     moments = call.rows.new_empty(2, tiling.splits, n) if call.moments else None
@@ -269,19 +200,12 @@ def _launch_split(call: _Call, tiling: SteerTiling) -> None:
     )  # fmt: skip
 
 
-def _launch_whole(call: _Call, tiling: SteerTiling) -> None:
-    n, m, width, out_width = call.sizes
-    blocks = max(1, ceil_div(m, tiling.shrink_rows))
-    new = call.rows.new_empty
-    edits = new(n, m), new(blocks, n, dtype=torch.int32), new(blocks, n), new(n)
-    tiles = ceil_div(n, tiling.tokens)
-    shared = {"TOKENS": tiling.tokens} | tiling.options
-    shrink_whole[tiles, blocks](
+def _launch_whole(call: Call, tiling: SteerTiling) -> None:
+    n, m, width, _ = call.sizes
+    edits = new_edits(call, tiling)
+    shrink_whole[ceil_div(n, tiling.tokens), len(edits[1])](
         *call.source, call.rows, *edits, n, m, width, call.numbers[1],
-        ROWS=tiling.shrink_rows, STEP=tiling.shrink_step, MOMENTS=call.moments, **call.rules, **shared,
+        TOKENS=tiling.tokens, ROWS=tiling.shrink_rows, STEP=tiling.shrink_step, MOMENTS=call.moments,
+        **call.rules, **tiling.options,
     )  # fmt: skip
-    expand_whole[tiles, ceil_div(out_width, tiling.expand_width)](
-        *edits, *call.decoder, *call.target, n, m, out_width, *call.numbers,
-        BLOCK=tiling.shrink_rows, ROWS=min(tiling.shrink_rows, tiling.expand_rows), WIDTH=tiling.expand_width,
-        SCALE_RULE=call.rules["SCALE_RULE"], IN_PLACE=call.in_place, **shared,
-    )  # fmt: skip
+    expand_edits(call, tiling, edits)

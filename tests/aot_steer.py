@@ -6,6 +6,7 @@ import torch
 from aot import CAPABILITIES, DTYPES, Case, Op
 
 from sparsesteer._layout import InputNorm, OutputScale
+from sparsesteer.kernels import expand
 from sparsesteer.kernels import steer as steer_kernels
 
 PAIRS = [(x, rows) for x in DTYPES for rows in ("fp32", "bf16")]
@@ -39,7 +40,10 @@ def case(capability, x, rows, shape, rules):
 
 OP = Op(
     name="steer",
-    kernels=((steer_kernels, ("shrink_split", "expand_split", "shrink_whole", "expand_whole", "keep_norm")),),
+    kernels=(
+        (steer_kernels, ("shrink_split", "expand_split", "shrink_whole")),
+        (expand, ("expand_whole", "keep_norm")),
+    ),
     call=call,
     sample=(
         case(80, "bf16", "fp32", (1, 64, 2304), PLAIN),
