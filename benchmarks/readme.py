@@ -18,7 +18,7 @@ MEMORY_TOKENS = 512
 def results() -> dict[str, list[best.Record]]:
     """All committed rows, by the folder of their device."""
     found = {}
-    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir() and path.name != "local"):
+    for folder in sorted(path for path in RESULTS.glob("*") if path.is_dir() and path.name != "local"):
         found[folder.name] = [row for path in sorted(folder.glob("*.json")) for row in json.loads(path.read_text())]
     return {name: rows for name, rows in found.items() if rows}
 

@@ -21,6 +21,7 @@ from sparsesteer.kernels.rules import (
     weighted_rows,
 )
 from sparsesteer.kernels.tiling import SteerTiling, ceil_div, steer_tiling
+from sparsesteer.kernels.tunings import tuned
 from sparsesteer.kernels.write import write_tile
 
 
@@ -174,7 +175,7 @@ def steer_out(
         x, into, residual, encoder, decoder, rows, delta_bias, token_strength,
         strength, input_norm, scale_rule, gap, preserve_norm, out,
     )  # fmt: skip
-    tiling = steer_tiling(*call.sizes)
+    tiling = tuned("steer", steer_tiling(*call.sizes), call.sizes, x.device)
     with torch.cuda.device_of(x):
         if tiling.splits > 1:
             _launch_split(call, tiling)

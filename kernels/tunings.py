@@ -21,8 +21,8 @@ Entries = dict[str, dict[str, int]]  # fields that replace those of the rule, by
 
 def tuned(op: str, tiling: Tiling, sizes: tuple[int, ...], device: torch.device) -> Tiling:
     """The rule's ``tiling`` with what was measured for the op at these sizes on this device."""
-    found = entries(op, device).get(shape_class(*sizes))
-    return tiling._replace(**found) if found else tiling
+    measured = entries(op, device)
+    return tiling._replace(**measured.get(shape_class(*sizes), {})) if measured else tiling
 
 
 @cache
