@@ -20,6 +20,18 @@ void steer_out(const at::Tensor& x, const at::Tensor& into, const std::optional<
                const std::optional<at::Tensor>& delta_bias, const std::optional<at::Tensor>& token_strength,
                double strength, int64_t input_norm, int64_t scale_rule, double gap, bool preserve_norm, at::Tensor out);
 
+at::Tensor steer_slots(const at::Tensor& x, const at::Tensor& into, const std::optional<at::Tensor>& residual,
+                       const at::Tensor& slot, const at::Tensor& slots, const at::Tensor& encoder,
+                       const at::Tensor& decoder, const at::Tensor& entry_row, const at::Tensor& rows,
+                       const at::Tensor& slot_bias, const std::optional<at::Tensor>& token_strength, double strength,
+                       int64_t input_norm, int64_t scale_rule, double gap, bool preserve_norm);
+
+void steer_slots_out(const at::Tensor& x, const at::Tensor& into, const std::optional<at::Tensor>& residual,
+                     const at::Tensor& slot, const at::Tensor& slots, const at::Tensor& encoder,
+                     const at::Tensor& decoder, const at::Tensor& entry_row, const at::Tensor& rows,
+                     const at::Tensor& slot_bias, const std::optional<at::Tensor>& token_strength, double strength,
+                     int64_t input_norm, int64_t scale_rule, double gap, bool preserve_norm, at::Tensor& out);
+
 // steer of h [..., d] without the dispatcher; nothing if the call needs it (gradients, tracing, tensor subclasses,
 // arguments that do not fit and deserve a message).
 std::optional<at::Tensor> steer_eager(const at::Tensor& h, const std::optional<at::Tensor>& into,

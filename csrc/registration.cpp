@@ -30,6 +30,8 @@ TORCH_LIBRARY_IMPL(sparsesteer, CPU, m) {
            sparsesteer::steer_out(x, into, residual, encoder, decoder, rows, delta_bias, token_strength, strength,
                                   input_norm, scale_rule, gap, preserve_norm, out);
          });
+  m.impl("steer_slots", &sparsesteer::steer_slots);
+  m.impl("steer_slots_out", &sparsesteer::steer_slots_out);
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -38,4 +40,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("steer_eager", &sparsesteer::steer_eager, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer", &sparsesteer::steer, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_out", &sparsesteer::steer_out, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("steer_slots", &sparsesteer::steer_slots, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("steer_slots_out", &sparsesteer::steer_slots_out, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "steer_blocks.h"
+#include "token_rows.h"
 #include "token_scales.h"
 
 namespace sparsesteer::SPARSESTEER_ISA {
@@ -45,7 +46,7 @@ class Tile {
       const T* source = static_cast<const T*>(a.x) + tokens[t] * a.x_stride;
       if (reads_scratch(a)) {
         const T* residual = a.residual ? static_cast<const T*>(a.residual) + tokens[t] * a.residual_stride : nullptr;
-        widen(source, residual, copies + t * a.d);
+        widen(source, residual, a.d, copies + t * a.d);
         x[t] = copies + t * a.d;
       } else {
         x[t] = reinterpret_cast<const C*>(source);
@@ -80,20 +81,10 @@ class Tile {
   // preserve_norm: out = edited vector times ||w|| / ||edited vector||.
   void finish(int64_t t0, int64_t t1) const {
     for (int64_t t = t0; t < t1; ++t) {
-      const T* w = into(t);
-      if (!touched(t)) {
+      if (touched(t))
+        put_at_length_of(into(t), sums + t * a.d_out, a.d_out, out(t));
+      else
         copy_row(t, 0, a.d_out);
-        continue;
-      }
-      const C* y = sums + t * a.d_out;
-      Vec<C> kept = {}, length = {};
-      each_vector<C>(a.d_out, [&](int64_t c, int64_t count) {
-        kept += part<C>(w + c, count) * part<C>(w + c, count), length += part<C>(y + c, count) * part<C>(y + c, count);
-      });
-      const C squared = sum<C>(length);
-      const C factor = squared > 0 ? std::sqrt(sum<C>(kept)) / std::sqrt(squared) : C(1);
-      each_vector<C>(a.d_out,
-                     [&](int64_t c, int64_t count) { put<C>(out(t) + c, part<C>(y + c, count) * factor, count); });
     }
   }
 
@@ -105,14 +96,6 @@ class Tile {
 
   const T* into(int64_t t) const { return static_cast<const T*>(a.into) + tokens[t] * a.into_stride; }
   T* out(int64_t t) const { return static_cast<T*>(a.out) + tokens[t] * a.out_stride; }
-
-  void widen(const T* source, const T* residual, C* target) const {
-    each_vector<C>(a.d, [&](int64_t k, int64_t count) {
-      Vec<C> v = part<C>(source + k, count);
-      if (residual) v += part<C>(residual + k, count);
-      put<C>(target + k, v, count);
-    });
-  }
 
   template <int JR>
   void encode_rows(int64_t j) {
