@@ -6,7 +6,7 @@ All kernels multiply tiles of the same sizes in the same order: equal encoder ro
 import triton
 import triton.language as tl
 
-from sparsesteer.kernels.rules import activate, encode_tile, input_scale, load_tile, merge_moments, output_scale
+from sparsesteer.kernels.rules import activate, encode_tile, input_scale, output_scale, row_moments
 from sparsesteer.kernels.select import LOWEST, move_to_front, ordered, pack, reached_by, reaches
 
 WIDEST_APPEND = tl.constexpr(64)  # features whose numbers and places fit in registers
@@ -19,18 +19,7 @@ def token_scales(
 ):  # fmt: skip
     """The factors u and r of one token; r without GAP_FILL, which asks for the edits."""
     tokens = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    mean = tl.zeros([1], tl.float32)
-    m2 = tl.zeros([1], tl.float32)
-    for first in range(0, width, STEP):
-        columns = first + tl.arange(0, STEP)
-        inside = columns < width
-        x = load_tile(x_ptr, x_stride, tokens, tokens >= 0, columns, inside).to(tl.float32)
-        if residual_ptr is not None:
-            x += load_tile(residual_ptr, residual_stride, tokens, tokens >= 0, columns, inside).to(tl.float32)
-        count = tl.minimum(width - first, STEP) * 1.0
-        part_mean = tl.sum(x, axis=1) / count
-        centred = tl.where(inside[None, :], x - part_mean[:, None], 0.0)
-        mean, m2 = merge_moments(first * 1.0, mean, m2, count, part_mean, tl.sum(centred * centred, axis=1))
+    mean, m2 = row_moments(x_ptr, x_stride, residual_ptr, residual_stride, tokens, width, STEP)
     width = tl.cast(width, tl.float32)
     tl.store(input_scale_ptr + tokens, input_scale(mean, m2, width, INPUT_NORM))
     tl.store(output_scale_ptr + tokens, output_scale(mean, m2, width, mean, 0.0, SCALE_RULE))

@@ -94,12 +94,16 @@ def move_to_front(packed_ptr, n, pivot, BLOCK: tl.constexpr):
 
 @triton.jit
 def keep_best(packed_ptr, count_ptr, floor_ptr, n_sampled, want, capacity, SAMPLED: tl.constexpr, BLOCK: tl.constexpr):
-    """Leaves a token the ``want`` largest of its candidates, or of its sample, and the number that they reach."""
+    """Leaves a token the ``want`` largest of its sample, or raises the floor set by these to that of all candidates."""
     token = tl.program_id(0).to(tl.int64)
-    n = n_sampled if SAMPLED else tl.minimum(tl.load(count_ptr + token), capacity)
     packed_ptr += token * capacity
-    floor = reached_by(packed_ptr, n, want, BLOCK)
-    tl.store(count_ptr + token, move_to_front(packed_ptr, n, floor, BLOCK))
+    if SAMPLED:
+        floor = reached_by(packed_ptr, n_sampled, want, BLOCK)
+        tl.store(count_ptr + token, move_to_front(packed_ptr, n_sampled, floor, BLOCK))
+    else:
+        n = tl.minimum(tl.load(count_ptr + token), capacity)
+        # with no more than ``want`` candidates these are the sample's, and their floor stands
+        floor = tl.maximum(reached_by(packed_ptr, n, want, BLOCK), tl.load(floor_ptr + token))
     tl.store(floor_ptr + token, floor)
 
 

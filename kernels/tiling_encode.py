@@ -11,6 +11,7 @@ SELECT_BLOCK = 2048  # candidates that a program reads at a time
 SELECT_WARPS = 8
 SORT_LIMIT = 1024  # beyond, a library sorts
 SCALES_STEP = 1024
+COUNT_AT_ONCE = 16  # edited features that are counted together beside a single token
 RECOMPUTE_ROWS = 64
 RECOMPUTE_STEP = 64
 RECOMPUTE_WARPS = 8
@@ -80,6 +81,11 @@ def select_tiling(n: int, n_features: int, k: int, width: int, stream: StreamTil
     expected = max(k, _SURE_K) * n_features / sampled
     capacity = power_of_two(math.ceil(max(expected * (1 + 8 / math.sqrt(max(k, _SURE_K))), sampled, _LEAST_CAPACITY)))
     return SelectTiling(every, sampled, capacity, _chunk(capacity, stream.tokens))
+
+
+def most_counted(n: int) -> int:
+    """Edited features up to which counting costs less than selecting: memory hides it beside few tokens."""
+    return 64 if n <= 16 else 8
 
 
 def _sample(n_features: int, k: int) -> int:

@@ -4,9 +4,9 @@ import functools
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import ModuleType
@@ -42,11 +42,12 @@ class Launch:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the assembler says of a kernel."""
+    """What the assembler says of a kernel, and how it sums products: operations with the layouts of their operands."""
 
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    products: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,18 @@ def compile_for(launch: Launch, capability: int) -> Compiled:
         registers=int(re.search(r"Used (\d+) registers", report)[1]),
         spilled_bytes=sum(map(int, re.findall(r"(\d+) bytes spill", report))),
         shared_bytes=kernel.metadata.shared,
+        products=tuple(_products(kernel.asm["ttgir"])),
     )
+
+
+def _products(code: str) -> Iterator[str]:
+    """The tensor-core products and the fp32 sums over two-dimensional tensors, without the names of values."""
+    layouts = dict(re.findall(r"^(#\w+) = (#ttn?g\..*>)$", code, re.MULTILINE))
+    sums = re.findall(r"\}\) : \(tensor<\d+x\d+xf32.*", code)
+    products = re.findall(r"(?:tt\.dot|ttng\.warp_group_dot|ttng\.tc_gen5_mma) .*", code)
+    for operation in products + sums:
+        anonymous = re.sub(r"%\w+(#\d+)?", "%", re.sub(r" loc\(.*", "", operation))
+        yield re.sub(r"#\w+", lambda alias: layouts.get(alias[0], alias[0]), anonymous)
 
 
 def _assemble(ptx: str, capability: int) -> str:

@@ -14,12 +14,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import aot_encode  # noqa: E402
 import aot_steer  # noqa: E402
+import aot_steer_topk  # noqa: E402
 
 pytestmark = pytest.mark.triton
 
 OPS = (
     aot_steer.OP,
     aot_encode.OP,
+    aot_steer_topk.OP,
 )
 
 
@@ -59,3 +61,33 @@ def test_a_spill_is_seen():
     launch = aot_steer.OP.launches(case)[0]
     squeezed = dataclasses.replace(launch, constants=(*launch.constants, ("STEP", 64)), options=(("num_warps", 2),))
     assert aot.compile_for(squeezed, 80).spilled_bytes > 0
+
+
+STREAMS = {"edited_pre_activations", "count_before", "write_sample", "write_candidates"}
+
+
+def check_one_order(n, rows, capability):
+    """Equal rows of an encoder give equal bits only if all kernels whose sums are compared multiply in one way."""
+    edited = (aot_steer_topk.COUNTED, aot_steer_topk.SELECTED)
+    cases = [aot_steer_topk.case(capability, "bf16", rows, (n, 65536, 2304), m) for m in edited]
+    launches = {launch for case in cases for launch in aot_steer_topk.OP.launches(case)}
+    ways = {
+        launch.kernel.__name__: aot.compile_for(launch, capability).products
+        for launch in launches
+        if launch.kernel.__name__ in STREAMS
+    }
+    assert ways.keys() == STREAMS
+    assert all(ways.values()) and len(set(ways.values())) == 1
+
+
+@pytest.mark.parametrize(("n", "rows"), [(1, "bf16"), (1024, "bf16"), (32, "fp32")])
+def test_what_is_compared_is_summed_in_one_order(n, rows):
+    check_one_order(n, rows, 90)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("capability", aot.CAPABILITIES)
+@pytest.mark.parametrize("rows", ["bf16", "fp32"])
+@pytest.mark.parametrize("n", [1, 8, 32, 128, 1024])
+def test_whatever_is_compared_is_summed_in_one_order(n, rows, capability):
+    check_one_order(n, rows, capability)
