@@ -60,6 +60,24 @@ def merge_moments(count, mean, m2, part_count, part_mean, part_m2):
 
 
 @triton.jit
+def moments_of_parts(
+    moments_ptr, tokens, in_tokens, n_tokens, width, split_width, SPLITS: tl.constexpr, MOMENTS: tl.constexpr
+):
+    """Mean and M2 [N] of whole rows, from those of the parts of the width, [2, splits, N]; zeros without MOMENTS."""
+    mean = tl.zeros([tokens.shape[0]], tl.float32)
+    m2 = tl.zeros([tokens.shape[0]], tl.float32)
+    if MOMENTS:
+        for split in tl.static_range(SPLITS):
+            seen = tl.minimum(split * split_width, width) * 1.0
+            count = tl.minimum((split + 1) * split_width, width) * 1.0 - seen
+            at = tl.cast(n_tokens, tl.int64) * split + tokens
+            part_mean = tl.load(moments_ptr + at, in_tokens, other=0.0)
+            part_m2 = tl.load(moments_ptr + tl.cast(n_tokens, tl.int64) * SPLITS + at, in_tokens, other=0.0)
+            mean, m2 = merge_moments(seen, mean, m2, count, part_mean, part_m2)
+    return mean, m2
+
+
+@triton.jit
 def norm_of(mean, m2, width):
     """||x|| from the moments of x."""
     return tl.sqrt(m2 + width * mean * mean)
@@ -128,6 +146,24 @@ def load_tile(ptr, stride, tokens, in_tokens, columns, in_columns):
     return tl.load(
         ptr + tokens[:, None] * stride + columns[None, :], mask=in_tokens[:, None] & in_columns[None, :], other=0.0
     )
+
+
+@triton.jit
+def row_moments(x_ptr, x_stride, residual_ptr, residual_stride, tokens, width, STEP: tl.constexpr):
+    """Mean and M2 [N] of whole rows of x (+ residual)."""
+    mean = tl.zeros([tokens.shape[0]], tl.float32)
+    m2 = tl.zeros([tokens.shape[0]], tl.float32)
+    for first in range(0, width, STEP):
+        columns = first + tl.arange(0, STEP)
+        inside = columns < width
+        x = load_tile(x_ptr, x_stride, tokens, tokens >= 0, columns, inside).to(tl.float32)
+        if residual_ptr is not None:
+            x += load_tile(residual_ptr, residual_stride, tokens, tokens >= 0, columns, inside).to(tl.float32)
+        count = tl.minimum(width - first, STEP) * 1.0
+        part_mean = tl.sum(x, axis=1) / count
+        centred = tl.where(inside[None, :], x - part_mean[:, None], 0.0)
+        mean, m2 = merge_moments(first * 1.0, mean, m2, count, part_mean, tl.sum(centred * centred, axis=1))
+    return mean, m2
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from sparsesteer.kernels.rules import (
     encode_tile,
     input_scale,
     load_tile,
-    merge_moments,
+    moments_of_parts,
     output_scale,
     weighted_rows,
 )
@@ -87,17 +87,7 @@ def expand_split(
     tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     in_tokens, in_columns = tokens < n_tokens, columns < out_width
-    mean = tl.zeros([TOKENS], tl.float32)
-    m2 = tl.zeros([TOKENS], tl.float32)
-    if MOMENTS:
-        for split in tl.static_range(SPLITS):
-            seen = tl.minimum(split * split_width, width) * 1.0
-            count = tl.minimum((split + 1) * split_width, width) * 1.0 - seen
-            at = tl.cast(n_tokens, tl.int64) * split + tokens
-            part_mean = tl.load(moments_ptr + at, in_tokens, other=0.0)
-            at += tl.cast(n_tokens, tl.int64) * SPLITS
-            part_m2 = tl.load(moments_ptr + at, in_tokens, other=0.0)
-            mean, m2 = merge_moments(seen, mean, m2, count, part_mean, part_m2)
+    mean, m2 = moments_of_parts(moments_ptr, tokens, in_tokens, n_tokens, width, split_width, SPLITS, MOMENTS)
     u = input_scale(mean, m2, tl.cast(width, tl.float32), INPUT_NORM)
     change = tl.zeros([TOKENS, WIDTH], tl.float32)
     total = tl.zeros([TOKENS], tl.float32)

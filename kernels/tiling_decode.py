@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sparsesteer.kernels.tiling import PROGRAMS, ceil_div, power_of_two
+from sparsesteer.kernels.tiling import MAX_REGISTERS, PROGRAMS, ceil_div, power_of_two
 
 GATHER = 4096  # elements of a gathered tile: 16 KB of fp32 on their way to each program
 WIDTHS = (256, 128, 64, 32, 16)  # 16 columns of bf16 are a sector of 32 bytes, the least that memory is read by
@@ -20,3 +20,27 @@ def decode_tiling(n: int, k: int, out_width: int) -> DecodeTiling:
     """The tiling for N tokens, K codes of each and the width written."""
     width = next((w for w in WIDTHS if n * ceil_div(out_width, w) >= PROGRAMS), WIDTHS[-1])
     return DecodeTiling(min(power_of_two(max(1, k)), 128, GATHER // width), width)
+
+
+class DenseTiling(NamedTuple):
+    """How tokens with many active features are reconstructed from all of them."""
+
+    tokens: int  # tokens of a program
+    features: int  # features at a time
+    step: int  # columns of the encoder read at a time
+    width: int  # columns of the decoder read at a time
+    span: int  # features of a program, a multiple of ``features``
+    warps: int = 4
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What the compiler is told."""
+        return {"num_warps": self.warps, "maxnreg": MAX_REGISTERS}
+
+
+def dense_tiling(n: int, n_features: int) -> DenseTiling:
+    """The tiling for N tokens and F features: few tokens share the features out."""
+    tokens, features = 16 if n <= 1024 else 32, 32
+    blocks = ceil_div(n_features, features)
+    slices = max(1, min(blocks, PROGRAMS // max(1, ceil_div(n, tokens))))
+    return DenseTiling(tokens, features, step=32, width=64, span=features * ceil_div(blocks, slices))

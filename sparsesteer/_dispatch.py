@@ -16,7 +16,7 @@ from sparsesteer import _native, reference
 from sparsesteer._schemas import LIBRARY
 
 BACKENDS = ("native", "triton", "reference")
-TRITON_OPS = ("steer", "steer_out", "decode", "steer_slots", "steer_slots_out")
+TRITON_OPS = ("steer", "steer_out", "encode", "decode", "steer_topk", "steer_slots", "steer_slots_out", "steer_reconstruct")
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
