@@ -24,7 +24,7 @@ MOST_GATHERED_BYTES = 1 << 30  # that a contender copies out of the decoder
 
 def cases(quick: bool, device: str) -> list[Case]:
     """Codes of K features each; values are fp32 beside decoders in fp32 and bf16."""
-    found = whole_sae.cases("decode", quick, ("topk",), dtypes=("fp32", "bf16"))
+    found = whole_sae.cases("decode", quick, device, ("topk",), dtypes=("fp32", "bf16"))
     return [case for case in found if case.n_bytes <= MOST_GATHERED_BYTES]
 
 

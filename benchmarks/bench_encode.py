@@ -31,7 +31,7 @@ SCREENED_TOKENS = (1, 4)
 
 def cases(quick: bool, device: str) -> list[Case]:
     """Both activations in fp32 and with bf16 weights."""
-    return whole_sae.cases("encode", quick, dtypes=("fp32", "bf16"))
+    return whole_sae.cases("encode", quick, device, dtypes=("fp32", "bf16"))
 
 
 def screened_cases(quick: bool, device: str) -> list[Case]:

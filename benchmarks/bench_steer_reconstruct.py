@@ -23,7 +23,7 @@ EDITED = (16,)
 
 def cases(quick: bool, device: str) -> list[Case]:
     """Both activations."""
-    return whole_sae.cases("steer_reconstruct", quick, edited=EDITED)
+    return whole_sae.cases("steer_reconstruct", quick, device, edited=EDITED)
 
 
 def races(case: Case, weights: Weights, run: Run) -> Iterator[Race]:

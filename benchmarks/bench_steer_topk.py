@@ -22,7 +22,7 @@ EDITED, QUICK_EDITED = (1, 16, 64, 256), (64,)
 
 def cases(quick: bool, device: str) -> list[Case]:
     """TopK alone: every other activation goes to ``steer``."""
-    return whole_sae.cases("steer_topk", quick, ("topk",), QUICK_EDITED if quick else EDITED)
+    return whole_sae.cases("steer_topk", quick, device, ("topk",), QUICK_EDITED if quick else EDITED)
 
 
 def races(case: Case, weights: Weights, run: Run) -> Iterator[Race]:

@@ -1,7 +1,9 @@
 """Other people's classes, with the weights of ours, where they are installed."""
 
+import importlib
 import os
-from importlib import metadata, util
+from functools import cache
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,17 +16,28 @@ if TYPE_CHECKING:
     from sparsify import SparseCoder
 
 
+@cache
 def absent_saelens() -> str:
     """Why SAELens cannot take part; empty if it can."""
-    return "" if util.find_spec("sae_lens") else "sae_lens is not installed; pip install sparsesteer[lens]"
+    return _absent("sae-lens", "sae_lens")
 
 
+@cache
 def absent_sparsify() -> str:
     """Why eai-sparsify cannot take part; empty if it can."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # it would launch Triton kernels on CPU tensors
+    return _absent("eai-sparsify", "sparsify")
+
+
+def _absent(distribution: str, module: str) -> str:
     try:
-        metadata.version("eai-sparsify")  # another distribution has the same import name
+        metadata.version(distribution)  # others may have the same import name
+        importlib.import_module(module)
     except metadata.PackageNotFoundError:
-        return "eai-sparsify is not installed; pip install eai-sparsify"
+        return f"{distribution} is not installed"
+    except ImportError as error:  # a competitor that lacks something is as good as none
+        return f"{distribution} does not load: {error}"
     return ""
 
 
@@ -81,8 +94,6 @@ def set_codes(lens: "LensSAE", m: int) -> "LensSAE":
 
 def sparsify(weights: Weights, k: int) -> "SparseCoder":
     """EleutherAI's TopK coder in the dtype of the rows. Raises ImportError where eai-sparsify is not installed."""
-    if weights.encoder.device.type == "cpu":
-        os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1")  # it would launch Triton kernels on CPU tensors
     from sparsify import SparseCoder, SparseCoderConfig
 
     n_features, width = weights.n_features, weights.encoder.shape[1]

@@ -11,7 +11,8 @@ from torch import Tensor
 from sparsesteer.benchmarks.case import SHAPES, TOKENS, Case
 from sparsesteer.benchmarks.weights import Weights
 
-QUICK = {(576, 4608): (1, 32, 512), (2304, 16384): (1, 32)}  # tokens by shape
+QUICK = {(576, 4608): (1, 32, 512), (2304, 16384): (1, 32)}  # tokens by shape, on a CPU
+QUICK_TOKENS_CUDA = (1, 32, 512, 4096)
 ACTIVATIONS = ("topk", "jumprelu")
 USUAL_K, OTHER_K = 64, (32, 100, 192)
 OTHER_K_SHAPE, OTHER_K_TOKENS = (2304, 16384), (1, 32, 512)
@@ -22,12 +23,15 @@ Way = Callable[..., Any]
 def cases(
     op: str,
     quick: bool,
+    device: str,
     activations: tuple[str, ...] = ACTIVATIONS,
     edited: tuple[int, ...] = (0,),
     dtypes: tuple[str, ...] = ("fp32",),
 ) -> list[Case]:
     """K = 64 on all shapes and the other K on one of them; bf16 weights are not part of a quick run."""
-    by_shape = QUICK if quick else dict.fromkeys(SHAPES, TOKENS)
+    by_shape: dict[tuple[int, int], tuple[int, ...]] = dict.fromkeys(SHAPES, TOKENS)
+    if quick:
+        by_shape = QUICK if device == "cpu" else {shape: QUICK_TOKENS_CUDA for shape in QUICK}
     found = []
     for shape, n_tokens in by_shape.items():
         for dtype, activation, m, n in product(dtypes[:1] if quick else dtypes, activations, edited, n_tokens):
