@@ -32,6 +32,9 @@ void steer_slots_out(const at::Tensor& x, const at::Tensor& into, const std::opt
                      const at::Tensor& slot_bias, const std::optional<at::Tensor>& token_strength, double strength,
                      int64_t input_norm, int64_t scale_rule, double gap, bool preserve_norm, at::Tensor& out);
 
+at::Tensor decode(const at::Tensor& values, const at::Tensor& indices, const at::Tensor& decoder,
+                  const at::Tensor& bias);
+
 // steer of h [..., d] without the dispatcher; nothing if the call needs it (gradients, tracing, tensor subclasses,
 // arguments that do not fit and deserve a message).
 std::optional<at::Tensor> steer_eager(const at::Tensor& h, const std::optional<at::Tensor>& into,

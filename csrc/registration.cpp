@@ -32,6 +32,7 @@ TORCH_LIBRARY_IMPL(sparsesteer, CPU, m) {
          });
   m.impl("steer_slots", &sparsesteer::steer_slots);
   m.impl("steer_slots_out", &sparsesteer::steer_slots_out);
+  m.impl("decode", &sparsesteer::decode);
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -42,4 +43,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("steer_out", &sparsesteer::steer_out, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_slots", &sparsesteer::steer_slots, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_slots_out", &sparsesteer::steer_slots_out, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("decode", &sparsesteer::decode, pybind11::call_guard<pybind11::gil_scoped_release>());
 }

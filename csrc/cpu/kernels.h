@@ -1,14 +1,16 @@
-// The function of the instruction set in use: SPARSESTEER_KERNEL(steer) is portable::steer, avx2::steer or
-// avx512::steer.
+// SPARSESTEER_KERNEL(steer)(...) calls portable::steer, avx2::steer or avx512::steer: the instruction set in use.
 #pragma once
 
 #include "../ops.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define SPARSESTEER_KERNEL(name)                                  \
-  (simd_level() == SimdLevel::AVX512 ? &sparsesteer::avx512::name \
-   : simd_level() == SimdLevel::AVX2 ? &sparsesteer::avx2::name   \
-                                     : &sparsesteer::portable::name)
+#define SPARSESTEER_KERNEL(name)                                                    \
+  [](auto&&... arguments) {                                                         \
+    const SimdLevel level = simd_level();                                           \
+    if (level == SimdLevel::AVX512) return sparsesteer::avx512::name(arguments...); \
+    if (level == SimdLevel::AVX2) return sparsesteer::avx2::name(arguments...);     \
+    return sparsesteer::portable::name(arguments...);                               \
+  }
 #else
-#define SPARSESTEER_KERNEL(name) (&sparsesteer::portable::name)
+#define SPARSESTEER_KERNEL(name) [](auto&&... arguments) { return sparsesteer::portable::name(arguments...); }
 #endif

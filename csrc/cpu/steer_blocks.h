@@ -41,14 +41,10 @@ SPARSESTEER_INLINE void dot_block(const C* const* x, const R* const* encoder, in
     for (int t = 0; t < TG; ++t) z[j * z_stride + t] = sum<C>(total[j][t]);
 }
 
-// y[t][v] = start + sum over the terms of amounts[t] * decoder[row], CV vectors wide from column c on.
+// y[t][v] += sum over the terms of amounts[t] * decoder[row], CV vectors wide from column c on.
 template <typename C, typename R, int TG, int CV>
 SPARSESTEER_INLINE void sum_block(const R* decoder, int64_t d_out, const C* amounts, int64_t stride, const Term* terms,
-                                  int64_t n_terms, const C* start, int64_t c, Vec<C> (&y)[TG][CV]) {
-  for (int v = 0; v < CV; ++v) {
-    const Vec<C> first = start ? load(start + c + v * kLanes<C>) : Vec<C>{};
-    for (int t = 0; t < TG; ++t) y[t][v] = first;
-  }
+                                  int64_t n_terms, int64_t c, Vec<C> (&y)[TG][CV]) {
   for (int64_t i = 0; i < n_terms; ++i) {
     const R* row = decoder + terms[i].row * d_out + c;
     const C* amount = amounts + terms[i].amounts * stride;
@@ -66,9 +62,8 @@ SPARSESTEER_INLINE void sum_block(const R* decoder, int64_t d_out, const C* amou
 // The same for the last n < kLanes columns.
 template <typename C, typename R, int TG>
 SPARSESTEER_INLINE void sum_tail(const R* decoder, int64_t d_out, const C* amounts, int64_t stride, const Term* terms,
-                                 int64_t n_terms, const C* start, int64_t c, Vec<C> (&y)[TG][1]) {
+                                 int64_t n_terms, int64_t c, Vec<C> (&y)[TG][1]) {
   const int64_t n = d_out - c;
-  for (int t = 0; t < TG; ++t) y[t][0] = start ? load_part<C>(start + c, n) : Vec<C>{};
   for (int64_t i = 0; i < n_terms; ++i) {
     const Vec<C> columns = load_part<C>(decoder + terms[i].row * d_out + c, n);
     for (int t = 0; t < TG; ++t) y[t][0] += columns * amounts[terms[i].amounts * stride + t];

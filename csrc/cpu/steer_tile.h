@@ -186,15 +186,26 @@ class Tile {
     const C* first = delta + group.t;
     for (; c + CV * kLanes<C> <= c1; c += CV * kLanes<C>) {
       Vec<C> y[TG][CV];
-      sum_block<C, R, TG, CV>(decoder(), a.d_out, first, stride, group.terms, group.n_terms, bias(), c, y);
+      start<TG, CV>(c, kLanes<C>, y);
+      sum_block<C, R, TG, CV>(decoder(), a.d_out, first, stride, group.terms, group.n_terms, c, y);
       write<TG, CV>(group, c, kLanes<C>, y);
     }
     if constexpr (CV > 1) {
       add_columns<TG, 1>(group, c, c1);
     } else if (c < c1) {
       Vec<C> y[TG][1];
-      sum_tail<C, R, TG>(decoder(), a.d_out, first, stride, group.terms, group.n_terms, bias(), c, y);
+      start<TG, 1>(c, c1 - c, y);
+      sum_tail<C, R, TG>(decoder(), a.d_out, first, stride, group.terms, group.n_terms, c, y);
       write<TG, 1>(group, c, c1 - c, y);
+    }
+  }
+
+  template <int TG, int CV>
+  SPARSESTEER_INLINE void start(int64_t c, int64_t count, Vec<C> (&y)[TG][CV]) const {
+    const C* bias = static_cast<const C*>(a.delta_bias);
+    for (int v = 0; v < CV; ++v) {
+      const Vec<C> first = bias ? part<C>(bias + c + v * kLanes<C>, count) : Vec<C>{};
+      for (int t = 0; t < TG; ++t) y[t][v] = first;
     }
   }
 
@@ -223,7 +234,6 @@ class Tile {
 
   int64_t bank_row(int64_t j) const { return a.entry_row ? a.entry_row[j] : j; }
   const R* decoder() const { return static_cast<const R*>(a.decoder); }
-  const C* bias() const { return static_cast<const C*>(a.delta_bias); }
 
   const SteerArgs& a;
   const int32_t* tokens;
