@@ -15,7 +15,7 @@ from sparsesteer.plans import SteeringPlan
 
 QUICK_SHAPES = ((576, 4608), (2304, 16384))
 QUICK_TOKENS = (1, 8, 32, 128, 512)
-EDITED, QUICK_EDITED = (1, 16, 64, 256, 1024), (1, 64, 256, 1024)
+EDITED, QUICK_EDITED = (1, 16, 64, 256, 1024), (1, 64, 1024)
 USUAL_EDITED = 64  # where all competitors take part, and bf16 in a quick run
 MOST_FLOPS_CPU = 2e10
 
@@ -24,8 +24,9 @@ def cases(quick: bool, device: str) -> list[Case]:
     """What is measured; on the CPU without calls of more than ``MOST_FLOPS_CPU``."""
     found = []
     for (width, n_features), dtype in product(QUICK_SHAPES if quick else SHAPES, ("fp32", "bf16")):
-        edited = EDITED if not quick else QUICK_EDITED if dtype == "fp32" else (USUAL_EDITED,)
-        for m, n in product(edited, QUICK_TOKENS if quick and device == "cpu" else TOKENS):
+        brief = quick and device == "cpu"
+        edited = (USUAL_EDITED,) if quick and dtype == "bf16" else QUICK_EDITED if brief else EDITED
+        for m, n in product(edited, QUICK_TOKENS if brief else TOKENS):
             found.append(Case("steer", width, n_features, n, M=m, dtype=dtype))
     return [case for case in found if device != "cpu" or case.flops <= MOST_FLOPS_CPU]
 

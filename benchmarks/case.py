@@ -50,21 +50,35 @@ class Case:
     @property
     def n_bytes(self) -> int:
         """Everything that is read or written, once: rows, tables, h, codes, the result."""
+        return self.row_bytes + self.token_bytes
+
+    @property
+    def row_bytes(self) -> int:
+        """Of the encoder, the decoder and their tables."""
         row = self.D * DTYPES[self.row_dtype].itemsize
-        tokens = self.N * self.D * DTYPES[self.dtype].itemsize
-        codes = self.N * self.K * CODE_BYTES
         decoded_rows = min(self.N * self.K, self.F) * row
         plan = self.M * (2 * row + N_COLUMNS * 4)
-        screen = self.F * (self.D + 4 * (-(-self.D // GROUP)) + 4)
         return {
-            "steer": plan + 2 * tokens,
-            "steer_slots": min(self.S, self.N) * plan + 2 * tokens + 4 * self.N,
-            "encode": self.F * row + tokens + codes,
-            "encode_screened": screen + tokens + codes,
-            "decode": decoded_rows + codes + self.N * self.D * 4,
-            "steer_topk": self.F * row + plan + 2 * tokens,
-            "steer_reconstruct": self.F * row + decoded_rows + 2 * tokens,
+            "steer": plan,
+            "steer_slots": min(self.S, self.N) * plan,
+            "encode": self.F * row,
+            "encode_screened": self.F * (self.D + 4 * (-(-self.D // GROUP)) + 4),
+            "decode": decoded_rows,
+            "steer_topk": self.F * row + plan,
+            "steer_reconstruct": self.F * row + decoded_rows,
         }[self.op]
+
+    @property
+    def token_bytes(self) -> int:
+        """Of h, the result, codes and slots."""
+        h = self.N * self.D * DTYPES[self.dtype].itemsize
+        codes = self.N * self.K * CODE_BYTES
+        return {
+            "encode": h + codes,
+            "encode_screened": h + codes,
+            "decode": codes + self.N * self.D * 4,
+            "steer_slots": 2 * h + 4 * self.N,
+        }.get(self.op, 2 * h)
 
     @property
     def dense_bytes(self) -> int:
@@ -73,7 +87,10 @@ class Case:
 
     def limit_us(self, device: str, cache: str) -> float:
         """What the slower of memory and arithmetic needs at this machine's measured rates."""
-        from_cache = self.n_bytes if cache == "hot" else machine.MEMORY_BYTES
-        seconds = self.n_bytes / machine.bandwidth(device, from_cache)
+        if cache == "hot":
+            seconds = self.n_bytes / machine.bandwidth(device, self.n_bytes)
+        else:
+            rows = self.row_bytes / machine.bandwidth(device, machine.MEMORY_BYTES)
+            seconds = rows + self.token_bytes / machine.bandwidth(device, self.token_bytes)
         rate = machine.matmul_rate(device, DTYPES[self.row_dtype])
         return 1e6 * max(seconds, self.flops / rate)

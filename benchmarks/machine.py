@@ -16,8 +16,9 @@ from sparsesteer import ops
 PACKAGES = ("triton", "transformers", "sae-lens")
 MEMORY_BYTES = 256 << 20  # far larger than any cache of a CPU
 LEAST_BYTES = 1 << 20  # below that a copy measures the cost of a call
-MATMUL_SIDE = {"cpu": 1024, "cuda": 8192}
-REPEATS = 7
+# [n, k] @ [k, m]: which of them runs fastest depends on caches and libraries
+MATMULS = {"cpu": ((512, 576, 64), (512, 2304, 1024), (1024, 1024, 1024)), "cuda": ((8192, 8192, 8192),)}
+REPEATS, LEAST_SECONDS = 7, 0.1  # other work on the machine comes and goes, the longer the more surely
 
 
 def device_name(device: str) -> str:
@@ -79,22 +80,27 @@ def _bandwidth(device: str, size: int) -> float:
 
 @cache
 def matmul_rate(device: str, dtype: torch.dtype) -> float:
-    """Floating point operations per second of a large square matrix product."""
-    side = MATMUL_SIDE[device]
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2 * side**3 / _fastest(lambda: a @ b, device)
+    """Floating point operations per second of the fastest of a few matrix products."""
+    return max(_matmul_rate(device, dtype, *shape) for shape in MATMULS[device])
+
+
+def _matmul_rate(device: str, dtype: torch.dtype, n: int, k: int, m: int) -> float:
+    a = torch.randn(n, k, device=device).to(dtype)
+    b = torch.randn(m, k, device=device).to(dtype)  # rows as an SAE keeps them
+    return 2 * n * k * m / _fastest(lambda: a @ b.T, device)
 
 
 def _fastest(call: Callable[[], object], device: str) -> float:
     """Seconds of the fastest of a few calls: the limit is what the machine can do, not what it usually does."""
-    fastest = float("inf")
-    for _ in range(REPEATS):
+    times: list[float] = []
+    deadline = time.perf_counter() + LEAST_SECONDS
+    while len(times) < REPEATS or time.perf_counter() < deadline:
         _wait(device)
         started = time.perf_counter()
         call()
         _wait(device)
-        fastest = min(fastest, time.perf_counter() - started)
-    return fastest
+        times.append(time.perf_counter() - started)
+    return min(times)
 
 
 def _wait(device: str) -> None:
