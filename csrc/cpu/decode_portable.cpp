@@ -1,3 +1,6 @@
 // decode and steer_reconstruct for every machine.
-#include "decode_run.h"
 #include "isa_portable.h"
+
+#ifdef SPARSESTEER_ISA  // keeps the order of these includes
+#include "decode_run.h"
+#endif
