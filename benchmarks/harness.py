@@ -20,7 +20,7 @@ from sparsesteer.benchmarks.report import Row
 from sparsesteer.benchmarks.weights import Weights
 
 COLD_BYTES = 160 << 20  # of both matrices; several times a last-level cache
-SECONDS, SECONDS_QUICK = 0.5, 0.1  # of a comparison, once it has the least number of rounds
+SECONDS, SECONDS_QUICK = 0.3, 0.1  # of a comparison, once it has the least number of rounds
 LONG_FLOPS, LONG_ROUNDS = 1e9, 5  # a call of more operations has fewer rounds
 MOST_FLOPS_CPU = {False: 2e11, True: 5e9}  # of any call there, by whether the run is quick
 WEIGHT_COPIES = 3  # of an SAE in fp32 that competitors hold together at most
@@ -56,6 +56,7 @@ class Run:
 
     device: str
     quick: bool
+    compiles: bool = False  # torch.compile takes part
     notes: dict[str, None] = field(default_factory=dict)  # an ordered set
     _weights: tuple[tuple, Weights] | None = None
 
@@ -85,8 +86,8 @@ class Run:
         """Why a contender does not take part in this run; empty if it does."""
         if contender.absent:
             return contender.absent
-        if self.quick and contender.compiles:
-            return "compiling it takes too long for --quick"
+        if contender.compiles and not self.compiles:
+            return "compiling it takes most of a minute for each case"
         if self.too_long(contender.flops):
             return f"a call takes over {MOST_FLOPS_CPU[self.quick]:.0e} operations on the larger shapes"
         return ""
@@ -190,12 +191,13 @@ def main(*benches: Bench) -> int:
     """A command line without the libraries of the package's own, for a machine that lacks them."""
     parser = argparse.ArgumentParser(description="Compare the speed of " + ", ".join(bench.op for bench in benches))
     parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds")
+    parser.add_argument("--compile", action="store_true", help="torch.compile takes part")
     parser.add_argument("--json", type=Path, help="write all rows to this file")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", action="append", default=[], type=_shape, help="only this D,F; repeatable")
     parser.add_argument("--tokens", action="append", default=[], type=int, help="only this N; repeatable")
     options = parser.parse_args()
-    run = Run(options.device, options.quick)
+    run = Run(options.device, options.quick, options.compile)
     rows: list[Row] = []
     try:
         for bench in benches:

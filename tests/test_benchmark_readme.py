@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 from typer.testing import CliRunner
@@ -120,3 +121,15 @@ def test_the_command_names_an_unknown_op_and_has_nothing_to_tune_on_a_cpu(monkey
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     done = CliRunner().invoke(app, ["bench", "--tune"])
     assert done.exit_code == 0 and "nothing to tune" in done.output
+
+
+def test_the_call_for_cuda_machines_is_a_sound_script():
+    script = readme.ROOT / "benchmarks/gpu.sh"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    wrong = subprocess.run(["bash", script, "--peer"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "usage: benchmarks/gpu.sh" in wrong.stderr
+    modules = set(re.findall(r"sparsesteer\.benchmarks\.(bench_\w+)", script.read_text()))
+    loop = re.search(r"for op in ([\w ]+); do", script.read_text())
+    assert modules | {f"bench_{op}" for op in loop[1].split()} >= {
+        path.stem for path in (readme.ROOT / "benchmarks").glob("bench_*.py")
+    }

@@ -61,7 +61,7 @@ def _ops(names: list[str], device: str, quick: bool) -> list[dict[str, object]]:
     unknown = set(names) - set(suite.BENCHES)
     if unknown:
         raise ValueError(f"there is no benchmark of {min(unknown)}; there is one of {', '.join(suite.BENCHES)}")
-    run = harness.Run(device, quick)
+    run = harness.Run(device, quick, compiles=not quick)
     rows = []
     for name in names:
         bench = suite.BENCHES[name]
