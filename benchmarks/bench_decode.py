@@ -54,7 +54,7 @@ def _others(case: Case, weights: Weights, values: Tensor, indices: Tensor) -> li
         Contender(
             BAG_COMPILED,
             lambda: [partial(whole_sae.compiled(bag), values, indices)],
-            absent=competitors.absent_compiler(values.device.type),
+            absent=competitors.absent_compiler,
             compiles=True,
         ),
         Contender(DENSE, lambda: [partial(dense, values, indices)], 2 * case.N * case.D * case.F),
@@ -62,12 +62,12 @@ def _others(case: Case, weights: Weights, values: Tensor, indices: Tensor) -> li
             SAELENS,
             lambda: [_saelens(weights, values, indices)],
             2 * case.N * case.D * case.F,
-            peers.absent_saelens(),
+            peers.absent_saelens,
             in_graph=False,
         ),
         Contender(
             SPARSIFY, lambda: [partial(peers.sparsify(weights, case.K).decode, values, indices)], 0,
-            peers.absent_sparsify(),
+            peers.absent_sparsify,
         ),
     ]  # fmt: skip
     if case.N * case.K * case.D * DTYPES[case.row_dtype].itemsize <= MOST_GATHERED_BYTES:

@@ -72,7 +72,7 @@ def _others(case: Case, weights: Weights, h: Tensor) -> list[Contender]:
             SAELENS,
             lambda: [partial(lens().encode, h.float())],
             case.flops,
-            absent=peers.absent_saelens(),
+            absent=peers.absent_saelens,
             in_graph=False,
         ),
     ]
@@ -81,14 +81,14 @@ def _others(case: Case, weights: Weights, h: Tensor) -> list[Contender]:
             SPARSIFY,
             lambda: [partial(_sparsify_codes, peers.sparsify(weights, case.K), h)],
             case.flops,
-            absent=peers.absent_sparsify(),
+            absent=peers.absent_sparsify,
         )
         found.append(coder)
     return found
 
 
 def _torch(case: Case, weights: Weights, h: Tensor) -> list[Contender]:
-    absent = competitors.absent_compiler(h.device.type)
+    absent = competitors.absent_compiler
     if case.activation == "topk":
         way = whole_sae.linear_topk(weights, case.K)
         return [

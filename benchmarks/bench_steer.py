@@ -53,7 +53,7 @@ def _all(case: Case, weights: Weights, plan: SteeringPlan, h: Tensor, quick: boo
     compiled = Contender(
         competitors.COMPILED,
         lambda: [partial(competitors.compiled(plan), h)],
-        absent=competitors.absent_compiler(h.device.type),
+        absent=competitors.absent_compiler,
         compiles=True,
     )
     if quick and case.dtype != "fp32":  # whole SAEs compute the same in fp32
@@ -72,7 +72,7 @@ def _all(case: Case, weights: Weights, plan: SteeringPlan, h: Tensor, quick: boo
             competitors.SAELENS_CLASS,
             lambda: [partial(competitors.saelens_class(weights, case.M), h)],
             2 * once,
-            absent=peers.absent_saelens(),
+            absent=peers.absent_saelens,
             in_graph=False,
         ),
     ]

@@ -42,7 +42,7 @@ def races(case: Case, weights: Weights, run: Run) -> Iterator[Race]:
         "topk": Contender(SPARSE, lambda: [partial(sparse(weights, case.M, case.K), h)], case.flops),
         "jumprelu": Contender(DENSE, lambda: [partial(dense(weights, case.M, case.K), h)], twice),
     }
-    lens = Contender(SAELENS_FORWARD, saelens, twice, peers.absent_saelens(), in_graph=False)
+    lens = Contender(SAELENS_FORWARD, saelens, twice, peers.absent_saelens, in_graph=False)
     yield Race([partial(ops.steer, h, plan)], [plain[case.activation], lens], truth.check)
 
 

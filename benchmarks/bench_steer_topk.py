@@ -43,7 +43,7 @@ def races(case: Case, weights: Weights, run: Run) -> Iterator[Race]:
             SAELENS_CLASS,
             lambda: [partial(peers.set_codes(peers.saelens(weights, "topk", case.K, error_term=True), case.M), h)],
             4 * case.flops,
-            peers.absent_saelens(),
+            peers.absent_saelens,
             in_graph=False,
         ),
     ]

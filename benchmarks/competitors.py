@@ -98,7 +98,7 @@ def saelens_class(weights: Weights, m: int) -> Transform:
     return lambda h: lens(h.float()).to(h.dtype)
 
 
-def absent_compiler(device: str) -> str:
+def absent_compiler() -> str:
     """Why torch.compile cannot take part here; empty if it can."""
-    missing = device == "cuda" and util.find_spec("triton") is None
+    missing = torch.cuda.is_available() and util.find_spec("triton") is None
     return "torch.compile needs triton on CUDA devices" if missing else ""

@@ -35,7 +35,7 @@ class Contender:
     name: str
     make: Callable[[], timing.Calls]  # called right before the timing; its memory goes right after
     flops: int = 0  # of a call
-    absent: str = ""  # why it cannot take part
+    absent: Callable[[], str] = str  # why it cannot take part; empty if it can
     in_graph: bool = True  # False if a CUDA graph cannot hold it
     compiles: bool = False  # takes most of a minute before the first call
 
@@ -84,13 +84,11 @@ class Run:
 
     def left_out(self, contender: Contender) -> str:
         """Why a contender does not take part in this run; empty if it does."""
-        if contender.absent:
-            return contender.absent
         if contender.compiles and not self.compiles:
             return "compiling it takes most of a minute for each case"
         if self.too_long(contender.flops):
             return f"a call takes over {MOST_FLOPS_CPU[self.quick]:.0e} operations on the larger shapes"
-        return ""
+        return contender.absent()  # last: it may import a large package
 
 
 @dataclass(frozen=True)
