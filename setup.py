@@ -3,7 +3,7 @@
 The environment variable SPARSESTEER_BUILD chooses:
     auto  build it; if that fails, install pure Python and keep the reason for `sparsesteer info` (the default)
     cpu   build it, or fail
-    cuda  build it with the CUDA sources, or fail
+    cuda  build it with the CUDA sources too, or fail; TORCH_CUDA_ARCH_LIST names the architectures
     none  pure Python
 SPARSESTEER_SANITIZE=1 adds the address and undefined-behaviour sanitizers (tests/sanitizer.sh).
 """
@@ -43,10 +43,7 @@ def why_pure() -> str:
     if BUILD not in CHOICES:
         raise SetupError(f"SPARSESTEER_BUILD={BUILD} is unknown; use {', '.join(CHOICES)}")
     if BUILD == "cuda" and not glob("csrc/cuda/*.cu"):
-        raise SetupError(
-            "SPARSESTEER_BUILD=cuda: this version has no CUDA sources; CUDA tensors are served by Triton, "
-            "use SPARSESTEER_BUILD=cpu"
-        )
+        raise SetupError("SPARSESTEER_BUILD=cuda: there are no CUDA sources in csrc/cuda")
     if BUILD == "none":
         return "it was not built (SPARSESTEER_BUILD=none)"
     try:
@@ -73,7 +70,7 @@ def pure(reason: str) -> dict:
 def native() -> dict:
     """Arguments of ``setup`` for an installation with the extension."""
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     class BuildNative(BuildExtension):
         def run(self) -> None:
@@ -88,12 +85,17 @@ def native() -> dict:
             else:
                 record(package, torch.__version__, "")
 
-    extension = CppExtension(
+    with_cuda = BUILD == "cuda"
+    if with_cuda and torch.version.cuda is None:
+        raise SetupError(f"SPARSESTEER_BUILD=cuda: torch {torch.__version__} was built without CUDA")
+    folders = ["csrc", "csrc/cpu", *(["csrc/cuda"] if with_cuda else [])]
+    extension = (CUDAExtension if with_cuda else CppExtension)(
         "sparsesteer._C",
-        sorted([*glob("csrc/*.cpp"), *glob("csrc/cpu/*.cpp")]),
-        depends=glob("csrc/**/*.h", recursive=True),
+        sorted(path for folder in folders for suffix in ("cpp", "cu") for path in glob(f"{folder}/*.{suffix}")),
+        depends=[path for suffix in ("h", "cuh") for path in glob(f"csrc/**/*.{suffix}", recursive=True)],
+        define_macros=[("SPARSESTEER_CUDA", None)] if with_cuda else [],
         # no -march: the kernels choose their instruction set at run time
-        extra_compile_args=["-O3", "-g0", "-fopenmp", *SANITIZERS],
+        extra_compile_args={"cxx": ["-O3", "-g0", "-fopenmp", *SANITIZERS], "nvcc": ["-O3"]},
         extra_link_args=["-fopenmp", *(SANITIZERS or ["-s"])],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildNative}}

@@ -9,6 +9,10 @@
 
 #include "ops.h"
 
+#ifdef SPARSESTEER_CUDA
+#include "cuda/bind.h"
+#endif
+
 namespace {
 
 std::map<std::string, std::string> build_info() {
@@ -44,4 +48,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("steer_slots", &sparsesteer::steer_slots, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_slots_out", &sparsesteer::steer_slots_out, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("decode", &sparsesteer::decode, pybind11::call_guard<pybind11::gil_scoped_release>());
+#ifdef SPARSESTEER_CUDA
+  sparsesteer::cuda::bind(m);
+#endif
 }

@@ -1,6 +1,6 @@
 """Picks the implementation of an op: by device, by SPARSESTEER_BACKEND, or by the name a call gives.
 
-native: the compiled extension, CPU tensors. triton: CUDA tensors, or CPU tensors in Triton's interpreter
+native: the compiled extension, CPU tensors, and few tokens on CUDA where it was built with CUDA. triton: CUDA tensors, or CPU tensors in Triton's interpreter
 (TRITON_INTERPRET=1). reference: plain torch, any tensor. auto takes the first that serves the tensor.
 """
 
@@ -16,7 +16,9 @@ from sparsesteer import _native, reference
 from sparsesteer._schemas import LIBRARY
 
 BACKENDS = ("native", "triton", "reference")
-TRITON_OPS = ("steer", "steer_out", "encode", "decode", "steer_topk", "steer_slots", "steer_slots_out", "steer_reconstruct")
+TRITON_OPS = (
+    "steer", "steer_out", "encode", "decode", "steer_topk", "steer_reconstruct", "steer_slots", "steer_slots_out",
+)  # fmt: skip
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -45,8 +47,8 @@ def default_backend() -> str:
     return name
 
 
-def resolve(backend: str, x: Tensor, op: str) -> str:
-    """The backend that runs ``op`` on x.
+def resolve(backend: str, x: Tensor, op: str, *others: object) -> str:
+    """The backend that runs ``op`` on x and ``others``, its further arguments; without these, on x of any size.
 
     Raises:
         RuntimeError: a backend is named and cannot run here, or not on this tensor.
@@ -56,16 +58,16 @@ def resolve(backend: str, x: Tensor, op: str) -> str:
         raise ValueError(f"{op}: unknown backend {named!r}; use auto, {', '.join(BACKENDS)}")
     candidates = BACKENDS if named == "auto" else (named,)
     for name in candidates:
-        why = missing(name) or _mismatch(name, x, op)
+        why = missing(name) or _mismatch(name, x, op, others)
         if not why:
             return name
     raise RuntimeError(f"{op}: backend {named!r} was asked for and cannot run: {why}")
 
 
-def _mismatch(backend: str, x: Tensor, op: str) -> str:
-    """Why a backend that is present does not serve this tensor; empty if it does."""
+def _mismatch(backend: str, x: Tensor, op: str, others: tuple) -> str:
+    """Why a backend that is present does not serve this call; empty if it does."""
     if backend == "native" and x.device.type != "cpu":
-        return f"it serves CPU tensors, x is on {x.device}"
+        return _native.cuda_refusal(op, x, *others)
     if backend == "native" and not hasattr(_native.extension, op):
         return f"it does not implement {op}"
     if backend == "triton":
@@ -78,10 +80,10 @@ def _mismatch(backend: str, x: Tensor, op: str) -> str:
     return ""
 
 
-def implementation(op: str, backend: str) -> Callable[..., Any]:
-    """The function behind ``op`` of a backend, with the op's own arguments, below autograd."""
+def implementation(op: str, backend: str, device_type: str) -> Callable[..., Any]:
+    """The function behind ``op`` of a backend on a device, with the op's own arguments, below autograd."""
     if backend == "native":
-        return getattr(_native.extension, op)
+        return _native.function(op, device_type)
     if backend == "triton":
         return getattr(import_module(f"sparsesteer.kernels.{op.removesuffix('_out')}"), op)
     return getattr(reference, op)
@@ -91,11 +93,11 @@ def _registered(op: str) -> Callable:
     """What ``torch.ops.sparsesteer.<op>`` runs on tensors that the extension does not serve."""
 
     def run(x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        backend = resolve("auto", x, op.removesuffix("_out"))
+        backend = resolve("auto", x, op.removesuffix("_out"), *args)
         if backend == "reference" and op.endswith("_out"):
             kwargs["out"].copy_(getattr(reference, op.removesuffix("_out"))(x, *args))  # type: ignore[attr-defined]
             return None  # type: ignore[return-value]
-        return implementation(op, backend)(x, *args, **kwargs)
+        return implementation(op, backend, x.device.type)(x, *args, **kwargs)
 
     return run
 
@@ -105,6 +107,8 @@ def _register() -> None:
     for op in TRITON_OPS:
         for key in keys:
             LIBRARY.impl(op, _registered(op), key)
+    for op in set(_native.cuda_ops()) - set(TRITON_OPS):
+        LIBRARY.impl(op, _registered(op), "CUDA")
 
 
 _register()

@@ -1,10 +1,13 @@
 """Loads the compiled extension, or keeps the reason why not."""
 
 import os
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from sparsesteer import _schemas  # noqa: F401 - the ops must exist before the extension implements them
 
@@ -44,3 +47,24 @@ extension, reason = _load()
 def build_info() -> dict[str, str]:
     """What the extension was built with and runs on; empty without one."""
     return dict(extension.build_info()) if extension is not None else {}
+
+
+def cuda_ops() -> tuple[str, ...]:
+    """Ops with kernels for CUDA tensors; none in a build without CUDA."""
+    return tuple(name.removesuffix("_cuda") for name in dir(extension) if name.endswith("_cuda"))
+
+
+def cuda_refusal(op: str, x: Tensor, *others: object) -> str:
+    """Why there is no CUDA kernel for a call of ``op``; empty if there is one.
+
+    Without ``others``, the op's further arguments, nothing but the op itself is judged.
+    """
+    if op not in cuda_ops():
+        return f"it serves CPU tensors, x is on {x.device}"
+    return getattr(extension, f"{op}_cuda_refusal")(x, *others) if others else ""
+
+
+def function(op: str, device_type: str) -> Callable[..., Any]:
+    """The extension's ``op`` for tensors of a device, "cpu" or "cuda"."""
+    found = getattr(extension, op if device_type == "cpu" else f"{op}_cuda")
+    return found if not op.endswith("_out") else lambda *arguments, out: found(*arguments, out)

@@ -27,7 +27,11 @@ def missing() -> str:
 def load() -> ModuleType:
     """The module, compiled unless the same sources were before."""
     sources = sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cpp"), *EMULATION.glob("*.cpp")])
-    content = [*sorted(p for folder in (KERNELS, EMULATION) for p in folder.rglob("*") if p.is_file()), *KERNELS.parent.glob("*.h"), Path(__file__)]
+    content = [
+        *sorted(p for folder in (KERNELS, EMULATION) for p in folder.rglob("*") if p.is_file()),
+        *KERNELS.parent.glob("*.h"),
+        Path(__file__),
+    ]
     digest = hashlib.sha256(torch.__version__.encode())
     for path in content:
         digest.update(path.read_bytes())

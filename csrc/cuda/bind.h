@@ -1,4 +1,4 @@
-// The CUDA ops as functions of the module: op_cuda beside op, and op_cuda_refusal.
+// The CUDA ops as functions of the module: op_cuda beside op, and why it would refuse a call.
 #pragma once
 
 #include <torch/csrc/utils/pybind.h>
@@ -15,9 +15,17 @@ inline void bind(pybind11::module_& m) {
   m.def("steer_slots_out_cuda", &steer_slots_out, unlocked);
   m.def("steer_topk_cuda", &steer_topk, unlocked);
   m.def("steer_reconstruct_cuda", &steer_reconstruct, unlocked);
-  m.def("steer_refusal", &steer_refusal);
-  m.def("steer_topk_refusal", &steer_topk_refusal);
-  m.def("steer_reconstruct_refusal", &steer_reconstruct_refusal);
+  // these take the arguments of their op and look at some of them
+  using Rest = pybind11::args;
+  m.def("steer_cuda_refusal", [](const at::Tensor& x, const Rest&) { return steer_refusal(x); });
+  m.def("steer_slots_cuda_refusal", [](const at::Tensor& x, const Rest&) { return steer_refusal(x); });
+  m.def("steer_topk_cuda_refusal", [](const at::Tensor& x, const at::Tensor& into, const MaybeTensor&,
+                                      const at::Tensor& encoder, const at::Tensor&, const at::Tensor& features,
+                                      const Rest&) { return steer_topk_refusal(x, into, encoder, features); });
+  m.def("steer_reconstruct_cuda_refusal",
+        [](const at::Tensor& x, const at::Tensor&, const MaybeTensor&, const at::Tensor& encoder, const Rest&) {
+          return steer_reconstruct_refusal(x, encoder);
+        });
 }
 
 }  // namespace sparsesteer::cuda

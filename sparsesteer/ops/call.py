@@ -25,4 +25,4 @@ def call(op: str, arguments: tuple, backend: str, **out: Tensor) -> Any:
             f"{stem}: backend={backend!r} on {x.device} runs without autograd here; set SPARSESTEER_BACKEND={backend} "
             "before the import, or call under torch.no_grad()"
         )
-    return _dispatch.implementation(op, chosen)(*arguments, **out)
+    return _dispatch.implementation(op, chosen, x.device.type)(*arguments, **out)
