@@ -48,7 +48,7 @@ def random_codes(case: Case, device: str) -> tuple[Tensor, Tensor]:
 
 
 def _others(case: Case, weights: Weights, values: Tensor, indices: Tensor) -> list[Contender]:
-    bag, dense = whole_sae.decode_bag(weights), partial(decode_dense, weights)
+    bag, dense = whole_sae.decode_bag(weights, weights.decoder_bias), partial(decode_dense, weights)
     found = [
         Contender(BAG, lambda: [partial(bag, values, indices)]),
         Contender(
@@ -78,13 +78,13 @@ def _others(case: Case, weights: Weights, values: Tensor, indices: Tensor) -> li
 def decode_gathered(weights: Weights, values: Tensor, indices: Tensor) -> Tensor:
     """Rows copied out of the decoder, then one product for each token."""
     picked = weights.decoder[indices]
-    return torch.bmm(values.to(picked.dtype)[:, None], picked)[:, 0]
+    return torch.baddbmm(weights.decoder_bias, values.to(picked.dtype)[:, None], picked)[:, 0]
 
 
 def decode_dense(weights: Weights, values: Tensor, indices: Tensor) -> Tensor:
     """Codes scattered into [N, F], then one product."""
     decoder = weights.decoder[: weights.n_features]
-    return _scattered(weights, values, indices).to(decoder.dtype) @ decoder
+    return torch.addmm(weights.decoder_bias, _scattered(weights, values, indices).to(decoder.dtype), decoder)
 
 
 def _saelens(weights: Weights, values: Tensor, indices: Tensor) -> Callable[[], Tensor]:

@@ -48,12 +48,12 @@ def races(case: Case, weights: Weights, run: Run) -> Iterator[Race]:
 
 def sparse(weights: Weights, m: int, k: int) -> whole_sae.Way:
     """K codes of each token, edited ones silenced; what they are set to is a constant of the edit."""
-    encode, decode = whole_sae.linear_topk(weights, k), whole_sae.decode_bag(weights)
     constant = VALUE * weights.decoder[:m].sum(0)
+    encode, decode = whole_sae.linear_topk(weights, k), whole_sae.decode_bag(weights, constant)
 
     def way(h: Tensor) -> Tensor:
         values, indices = encode(h)
-        return decode(values.masked_fill_(indices < m, 0), indices).add_(constant)
+        return decode(values.masked_fill_(indices < m, 0), indices)
 
     return way
 
@@ -61,13 +61,13 @@ def sparse(weights: Weights, m: int, k: int) -> whole_sae.Way:
 def dense(weights: Weights, m: int, k: int) -> whole_sae.Way:
     """All codes, the edited ones set, one product."""
     encode, decoder = whole_sae.linear(weights), weights.decoder[: weights.n_features]
-    threshold = weights.threshold(k)
+    threshold, bias = weights.threshold(k), weights.decoder_bias
 
     def way(h: Tensor) -> Tensor:
         z = encode(h)
         codes = torch.where(z > threshold, z, 0)
         codes[:, :m] = VALUE
-        return codes @ decoder
+        return torch.addmm(bias, codes, decoder)
 
     return way
 

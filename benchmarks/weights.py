@@ -44,6 +44,11 @@ class Weights:
         """[F], in the dtype of the rows."""
         return self.encoder.new_full((self.n_features,), BIAS)
 
+    @property
+    def decoder_bias(self) -> Tensor:
+        """[D], zeros in the dtype of the rows, which everybody adds all the same."""
+        return self.decoder.new_zeros(self.decoder.shape[1])
+
     def plans(self, m: int, n_plans: int) -> list[SteeringPlan]:
         """Plans of M = ``m`` features, each of its own rows; no more than there are rows for."""
         device = self.encoder.device

@@ -59,12 +59,14 @@ def linear_topk(weights: Weights, k: int) -> Callable[[Tensor], tuple[Tensor, Te
     return way
 
 
-def decode_bag(weights: Weights) -> Callable[[Tensor, Tensor], Tensor]:
-    """Reconstruction [N, D] of (values, indices) [N, K]: torch's own gather and sum."""
+def decode_bag(weights: Weights, bias: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Reconstruction [N, D] of (values, indices) [N, K] plus bias [D]: torch's own gather and sum."""
     decoder = weights.decoder[: weights.n_features]
-    return lambda values, indices: F.embedding_bag(
-        indices, decoder, per_sample_weights=values.to(decoder.dtype), mode="sum"
-    )
+
+    def way(values: Tensor, indices: Tensor) -> Tensor:
+        return F.embedding_bag(indices, decoder, per_sample_weights=values.to(decoder.dtype), mode="sum").add_(bias)
+
+    return way
 
 
 def compiled(way: Way) -> Way:
