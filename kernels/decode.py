@@ -64,10 +64,11 @@ def decode(
     out = values.new_empty(n, width)
     if n == 0:
         return out
-    tiling = decode_tiling(n, k, width)
+    decoder = weights(decoder)
+    tiling = decode_tiling(n, k, width, decoder.nbytes)
     with torch.cuda.device_of(values):
         decode_codes[n, ceil_div(width, tiling.width)](
-            *matrix(values), *matrix(indices), *matrix(weights(decoder)), bias.float().contiguous(),
+            *matrix(values), *matrix(indices), *matrix(decoder), bias.float().contiguous(),
             out, out.stride(0), k, n_features, width,
             CODES=tiling.codes, WIDTH=tiling.width, num_warps=tiling.warps,
         )  # fmt: skip

@@ -200,7 +200,7 @@ def steer_reconstruct(
     with torch.cuda.device_of(x):
         _edit(call)
         sums = _decode_densely(call, out_width) if k == 0 and room < n_features else None
-        tiling = decode_tiling(n, room, out_width)
+        tiling = decode_tiling(n, room, out_width, call.decoder[0].nbytes)
         write_reconstruction[n, ceil_div(out_width, tiling.width)](
             *codes, *call.decoder, bias.float().contiguous(), sums, call.moments,
             *matrix(strengths), *written, *kept,

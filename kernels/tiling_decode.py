@@ -5,6 +5,7 @@ from typing import NamedTuple
 from sparsesteer.kernels.tiling import MAX_REGISTERS, PROGRAMS, ceil_div, power_of_two
 
 GATHER = 4096  # elements of a gathered tile: 16 KB of fp32 on their way to each program
+L2_BYTES = 24 << 20  # half of what an H100 has
 WIDTHS = (256, 128, 64, 32, 16)  # 16 columns of bf16 are a sector of 32 bytes, the least that memory is read by
 
 
@@ -16,9 +17,17 @@ class DecodeTiling(NamedTuple):
     warps: int = 4
 
 
-def decode_tiling(n: int, k: int, out_width: int) -> DecodeTiling:
-    """The tiling for N tokens, K codes of each and the width written."""
-    width = next((w for w in WIDTHS if n * ceil_div(out_width, w) >= PROGRAMS), WIDTHS[-1])
+def decode_tiling(n: int, k: int, out_width: int, decoder_bytes: int) -> DecodeTiling:
+    """The tiling for N tokens, K codes of each, the width written and the bytes of the decoder.
+
+    Programs of one block of the width run together: tokens find rows in the L2 cache that others have read.
+    """
+
+    def serves(width: int) -> bool:
+        fits = width <= 64 or decoder_bytes * width <= L2_BYTES * out_width
+        return fits and n * ceil_div(out_width, width) >= PROGRAMS
+
+    width = next(filter(serves, WIDTHS), WIDTHS[-1])
     return DecodeTiling(min(power_of_two(max(1, k)), 128, GATHER // width), width)
 
 

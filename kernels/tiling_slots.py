@@ -24,7 +24,7 @@ class SlotsTiling(NamedTuple):
     expand_rows: int  # rows read at a time
     expand_width: int
     chunk: int  # tokens of a launch
-    warps: int = 4
+    warps: int
 
     @property
     def options(self) -> dict[str, int]:
@@ -35,7 +35,7 @@ class SlotsTiling(NamedTuple):
 def slots_tiling(n: int, entries: int, width: int, out_width: int) -> SlotsTiling:
     """The tiling for N tokens, P entries of all slots and the widths read and written."""
     few = n <= FEW_TOKENS
-    tokens = 1 if few else 16 if n <= 512 else 32
+    tokens = 1 if few else 16 if n <= 2048 else 32
     step = 32 if not few else 128 if n <= 4 else 256
     groups = 8 if few else 2
     tiles = max(1, ceil_div(n, tokens))
@@ -44,7 +44,7 @@ def slots_tiling(n: int, entries: int, width: int, out_width: int) -> SlotsTilin
     splits = ceil_div(width, split_width)
     return SlotsTiling(
         tokens=tokens,
-        shrink_rows=8 if few else 32,
+        shrink_rows={1: 8, 16: 32, 32: 64}[tokens],
         shrink_step=step,
         row_groups=groups,
         splits=splits,
@@ -52,4 +52,5 @@ def slots_tiling(n: int, entries: int, width: int, out_width: int) -> SlotsTilin
         expand_rows=64 if few else 32,
         expand_width=expand_width(tiles, out_width),
         chunk=tokens * max(1, SCRATCH // max(1, splits * entries * tokens)),
+        warps=8 if tokens == 32 else 4,
     )

@@ -12,8 +12,11 @@ aot = pytest.importorskip("aot", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
 
+import aot_decode  # noqa: E402
 import aot_encode  # noqa: E402
 import aot_steer  # noqa: E402
+import aot_steer_reconstruct  # noqa: E402
+import aot_steer_slots  # noqa: E402
 import aot_steer_topk  # noqa: E402
 
 pytestmark = pytest.mark.triton
@@ -22,6 +25,9 @@ OPS = (
     aot_steer.OP,
     aot_encode.OP,
     aot_steer_topk.OP,
+    aot_decode.OP,
+    aot_steer_slots.OP,
+    aot_steer_reconstruct.OP,
 )
 
 

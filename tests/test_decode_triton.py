@@ -36,7 +36,7 @@ def check(given):
 
 @pytest.fixture(params=[DecodeTiling(16, 64), DecodeTiling(4, 16), DecodeTiling(64, 128)], ids=str)
 def tiling(request, monkeypatch):
-    monkeypatch.setattr(decode_kernels, "decode_tiling", lambda n, k, width: request.param)
+    monkeypatch.setattr(decode_kernels, "decode_tiling", lambda *sizes: request.param)
 
 
 @pytest.mark.parametrize(("n", "k", "f", "width"), [(1, 5, 40, 77), (3, 40, 50, 64), (2, 1, 9, 200), (2, 64, 30, 1)])

@@ -21,7 +21,7 @@ def tiles(width, splits=1, chunk=1024, tokens=16, rows=16, groups=2):
     step = 32 if tokens > 1 else 64
     split_width = step * -(-width // (step * splits))
     splits = -(-width // split_width)
-    return SlotsTiling(tokens, rows, step, groups, splits, split_width, 16, 64, chunk)
+    return SlotsTiling(tokens, rows, step, groups, splits, split_width, 16, 64, chunk, 4)
 
 
 FORMS = {
