@@ -16,7 +16,7 @@ def draw(rows: Iterable[best.Record], path: Path) -> None:
         ValueError: no row of the usual sizes.
     """
     from matplotlib import pyplot
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     lines = best.lines(rows)
     ops = [op for op in suite.BENCHES if any(line.op == op for line in lines)]
@@ -37,8 +37,10 @@ def draw(rows: Iterable[best.Record], path: Path) -> None:
         ratio.legend(fontsize=5)
         limit.axhline(100, color="black", linewidth=0.8)
         limit.set(xlabel="N tokens", ylim=(0, None))
-        for axis in (ratio.xaxis, ratio.yaxis):
-            axis.set_major_formatter(ScalarFormatter())
+        for axis, base in ((ratio.xaxis, 8), (ratio.yaxis, 2)):
+            axis.set_major_locator(LogLocator(base))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panels[0, 0].set_ylabel("fastest competitor / ours")
     panels[1, 0].set_ylabel("% of the machine's limit")
     figure.tight_layout()

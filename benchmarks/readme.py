@@ -9,7 +9,7 @@ from sparsesteer.benchmarks import best, goals, plot
 from sparsesteer.benchmarks.report import LEAST_RATIOS
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks/results"  # a folder a device, in it a file an op
+RESULTS = ROOT / "benchmarks/results"  # a folder a device, in it a file for each op and SAE
 BEGIN, END = "<!-- speed: from benchmarks/results, by python -m sparsesteer.benchmarks.readme -->", "<!-- end -->"
 TOKENS = (1, 8, 32, 128, 512)
 MEMORY_TOKENS = 512
