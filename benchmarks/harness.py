@@ -217,6 +217,6 @@ def main(*benches: Bench) -> int:
         return 1
     report.print_rows(rows)
     print("\n".join(run.notes))
-    if options.json:
+    if options.json and rows:
         report.write_json([row.as_json() for row in rows], options.json)
     return 0
