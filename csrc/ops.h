@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <tuple>
 
 #include "layout.h"
 
@@ -31,6 +32,22 @@ void steer_slots_out(const at::Tensor& x, const at::Tensor& into, const std::opt
                      const at::Tensor& decoder, const at::Tensor& entry_row, const at::Tensor& rows,
                      const at::Tensor& slot_bias, const std::optional<at::Tensor>& token_strength, double strength,
                      int64_t input_norm, int64_t scale_rule, double gap, bool preserve_norm, at::Tensor& out);
+
+// values [N, width], int32 indices [N, width] padded with -1, int32 counts [N].
+using CodesOfTokens = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+CodesOfTokens encode(const at::Tensor& x, const at::Tensor& encoder, const at::Tensor& rows, int64_t k, int64_t width,
+                     int64_t input_norm);
+
+CodesOfTokens encode_screened(const at::Tensor& x, const at::Tensor& encoder, const at::Tensor& rows,
+                              const at::Tensor& screen, const at::Tensor& screen_scale, const at::Tensor& screen_error,
+                              int64_t k, int64_t width, int64_t input_norm);
+
+at::Tensor steer_topk(const at::Tensor& x, const at::Tensor& into, const std::optional<at::Tensor>& residual,
+                      const at::Tensor& encoder, const at::Tensor& encoder_bias, const at::Tensor& features, int64_t k,
+                      const at::Tensor& decoder, const at::Tensor& rows, const std::optional<at::Tensor>& delta_bias,
+                      const std::optional<at::Tensor>& token_strength, double strength, int64_t input_norm,
+                      int64_t scale_rule, double gap, bool preserve_norm);
 
 at::Tensor decode(const at::Tensor& values, const at::Tensor& indices, const at::Tensor& decoder,
                   const at::Tensor& bias);

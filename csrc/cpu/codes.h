@@ -4,18 +4,20 @@
 #include <cstdint>
 #include <vector>
 
+#include "../layout.h"
 #include "steer_args.h"
 
 namespace sparsesteer {
 
 // Raw pointers, strides in elements.
 struct EncodeArgs {
-  const void* x;         // [*, d]
-  const void* residual;  // [*, d], added to x, or null
-  int64_t x_stride, residual_stride;
-  const int32_t* tokens;  // [n] the rows of x to encode; null for the first n
-  const void* encoder;    // [f, d], contiguous
-  const void* rows;       // [f, N_COLUMNS] in the compute type; BIAS to FLOOR are read
+  const void* x;                   // [*, d]
+  const void* residual = nullptr;  // [*, d], added to x, or null
+  int64_t x_stride, residual_stride = 0;
+  const int32_t* tokens = nullptr;  // [n] the rows of x to encode; null for the first n
+  const void* encoder;              // [f, d], contiguous
+  const void* rows;                 // [f, row_stride] in the compute type; BIAS to FLOOR are read
+  int64_t row_stride = N_COLUMNS;
   int64_t n, d, f;
   int64_t k;  // only the k largest z of a token stay; 0 for all
   int input_norm;

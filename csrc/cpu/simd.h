@@ -85,6 +85,20 @@ SPARSESTEER_INLINE Vec<float> load(const Half* p) {
 #endif
 }
 
+SPARSESTEER_INLINE Vec<float> load(const int8_t* p) {
+#if SPARSESTEER_VECTOR_BYTES == 64
+  return bit_cast<Vec<float>>(
+      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
+#elif SPARSESTEER_VECTOR_BYTES == 32
+  return bit_cast<Vec<float>>(
+      _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))));
+#else
+  Vec<float> v;
+  for (int64_t i = 0; i < kLanes<float>; ++i) v[i] = p[i];
+  return v;
+#endif
+}
+
 SPARSESTEER_INLINE void store(float* p, Vec<float> v) { std::memcpy(p, &v, sizeof v); }
 
 SPARSESTEER_INLINE void store(double* p, Vec<double> v) { std::memcpy(p, &v, sizeof v); }

@@ -16,6 +16,7 @@ struct SteerArgs {
   void* out;              // [*, d_out], may be into or x
   int64_t x_stride, residual_stride, into_stride, out_stride;
   const void* encoder;         // [m, d], contiguous
+  const void* activations;     // [n, m] the rows' activations, which then need no encoder; null: to be computed
   const void* decoder;         // [m, d_out], contiguous
   const int32_t* entry_row;    // [m] the row of encoder and decoder that belongs to each row of `rows`; null: its own
   const void* rows;            // [m, N_COLUMNS] in the compute type

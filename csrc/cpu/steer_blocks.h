@@ -1,15 +1,12 @@
-// The two inner loops of steer: dot products of tokens with encoder rows, and sums of decoder rows.
-// Every result is added up in an order that depends on its own row or column alone, never on the number of
-// tokens or threads, so that a token's result has the same bits in every batch.
+// The second inner loop of steer, sums of decoder rows (dot_block.h has the first). Every result is added up in an
+// order that depends on its own column alone, never on the number of tokens or threads, so that a token's result has
+// the same bits in every batch.
 #pragma once
 
-#include "simd.h"
+#include "dot_block.h"
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
-constexpr int kTokenGroup = SPARSESTEER_VECTOR_BYTES == 64 ? 6 : 2;  // accumulators of a block fit the registers
-constexpr int kRowGroup = 4;
-constexpr int kRowGroupOneToken = 8;
 constexpr int kColumnGroup = 4;
 constexpr int64_t kRowsAhead = 4;  // that are fetched early for a single token
 
@@ -17,29 +14,6 @@ constexpr int64_t kRowsAhead = 4;  // that are fetched early for a single token
 struct Term {
   int32_t row, amounts;
 };
-
-// z[j * z_stride + t] = x[t] . encoder[j] for JR rows and TG tokens.
-template <typename C, typename R, int JR, int TG>
-SPARSESTEER_INLINE void dot_block(const C* const* x, const R* const* encoder, int64_t d, C* z, int64_t z_stride) {
-  Vec<C> total[JR][TG] = {};
-  int64_t k = 0;
-  for (; k + kLanes<C> <= d; k += kLanes<C>) {
-    Vec<C> token[TG];
-    for (int t = 0; t < TG; ++t) token[t] = load(x[t] + k);
-    for (int j = 0; j < JR; ++j) {
-      const Vec<C> row = load(encoder[j] + k);
-      for (int t = 0; t < TG; ++t) total[j][t] += row * token[t];
-    }
-  }
-  if (k < d) {
-    for (int j = 0; j < JR; ++j) {
-      const Vec<C> row = load_part<C>(encoder[j] + k, d - k);
-      for (int t = 0; t < TG; ++t) total[j][t] += row * load_part<C>(x[t] + k, d - k);
-    }
-  }
-  for (int j = 0; j < JR; ++j)
-    for (int t = 0; t < TG; ++t) z[j * z_stride + t] = sum<C>(total[j][t]);
-}
 
 // y[t][v] += sum over the terms of amounts[t] * decoder[row], CV vectors wide from column c on.
 template <typename C, typename R, int TG, int CV>

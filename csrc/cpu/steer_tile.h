@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "row_rules.h"
 #include "steer_blocks.h"
 #include "token_rows.h"
 #include "token_scales.h"
@@ -59,12 +60,16 @@ class Tile {
 
   // delta[j][t], the change of the activations of rows [j0, j1), for all tokens.
   void encode(int64_t j0, int64_t j1) {
+    if (a.activations) {
+      for (int64_t j = j0; j < j1; ++j) take_activations(j), edit(j);
+      return;
+    }
     int64_t j = j0;
     if (n == 1)
       for (; j + kRowGroupOneToken <= j1; j += kRowGroupOneToken) encode_rows<kRowGroupOneToken>(j);
     for (; j + kRowGroup <= j1; j += kRowGroup) encode_rows<kRowGroup>(j);
     for (; j < j1; ++j) encode_rows<1>(j);
-    for (j = j0; j < j1; ++j) edit(j);
+    for (j = j0; j < j1; ++j) activate(j), edit(j);
   }
 
   // out for columns [c0, c1) of all tokens; with preserve_norm only the edited vector, for finish(). A panel of
@@ -103,28 +108,22 @@ class Tile {
     for (int i = 0; i < JR; ++i) row[i] = static_cast<const R*>(a.encoder) + bank_row(j + i) * a.d;
     int64_t t = 0;
     for (; t + kTokenGroup <= n; t += kTokenGroup)
-      dot_block<C, R, JR, kTokenGroup>(x + t, row, a.d, delta + j * stride + t, stride);
+      dot_block<C, R, JR, kTokenGroup>(x + t, row, a.d, delta + j * stride + t, stride, 1);
     if constexpr (kTokenGroup > 2)
-      for (; t + 2 <= n; t += 2) dot_block<C, R, JR, 2>(x + t, row, a.d, delta + j * stride + t, stride);
-    for (; t < n; ++t) dot_block<C, R, JR, 1>(x + t, row, a.d, delta + j * stride + t, stride);
+      for (; t + 2 <= n; t += 2) dot_block<C, R, JR, 2>(x + t, row, a.d, delta + j * stride + t, stride, 1);
+    for (; t < n; ++t) dot_block<C, R, JR, 1>(x + t, row, a.d, delta + j * stride + t, stride, 1);
   }
 
-  // From dot products to changes of one row's activations.
-  void edit(int64_t j) {
-    const C* row = static_cast<const C*>(a.rows) + j * N_COLUMNS;
-    const C bias = row[BIAS], threshold = row[THRESHOLD], slope = row[SLOPE], shift = row[SHIFT], floor = row[FLOOR];
-    const C c0 = row[C0], c1 = row[C1], c2 = row[C2], knot = row[KNOT];
-    const bool gate = row[GATE] != 0;
-    C* values = delta + j * stride;
-    for (int64_t t = 0; t < n; ++t) {
-      const C z = values[t] * scale_in[t] + bias;
-      const C magnitude = slope * z + shift;
-      const C f = z > threshold ? (magnitude > floor ? magnitude : floor) : C(0);
-      const C above = f - knot;
-      const C d = c0 + c1 * f + c2 * (above > 0 ? above : C(0));
-      values[t] = gate && !(f > 0) ? C(0) : d;
-    }
+  void take_activations(int64_t j) {
+    const C* given = static_cast<const C*>(a.activations) + (tokens - a.tokens) * a.m + j;
+    for (int64_t t = 0; t < n; ++t) delta[j * stride + t] = given[t * a.m];
   }
+
+  // From dot products to activations, and on to their changes.
+  void activate(int64_t j) { activate_products(table_row(j), scale_in, n, delta + j * stride); }
+  void edit(int64_t j) { edit_activations(table_row(j), n, delta + j * stride); }
+
+  const C* table_row(int64_t j) const { return static_cast<const C*>(a.rows) + j * N_COLUMNS; }
 
   bool touched(int64_t t) const {
     if (a.delta_bias) return true;

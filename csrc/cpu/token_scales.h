@@ -40,6 +40,15 @@ C euclidean_norm(const C* x, int64_t d) {
   return std::sqrt(sum<C>(squares));
 }
 
+// The factor u on x's products with encoder rows.
+template <typename C>
+C input_scale(const C* x, int64_t d, InputNorm rule) {
+  if (rule == InputNorm::LAYER_NORM) return 1 / (standard_deviation(x, d) + C(LAYER_NORM_EPS));
+  if (rule == InputNorm::NONE) return 1;
+  const C norm = euclidean_norm(x, d);
+  return norm > 0 ? std::sqrt(C(d)) / norm : C(0);
+}
+
 template <typename C>
 void token_scales(const C* x, const SteerArgs& a, C& in, C& out) {
   in = out = 1;

@@ -1,0 +1,46 @@
+// What cpu/encode.cpp hands to the kernels of an instruction set beside codes.h.
+#pragma once
+
+#include "codes.h"
+
+namespace sparsesteer {
+
+struct EncodeOut {
+  void* values;  // [n, width] in the compute type
+  int32_t *indices, *counts;
+  int64_t width;
+};
+
+// The int8 copy of the encoder (sparsesteer/screen.py).
+struct ScreenArgs {
+  const int8_t* codes;  // [f, d]
+  const float* scale;   // [f, ceil(d / kScreenGroup)]
+  const float* error;   // [f]
+};
+
+constexpr int64_t kScreenGroup = 128;
+
+// A TopK SAE's activations of edited features.
+struct EditedRows {
+  const int64_t* features;  // [m], ascending
+  const void* rows;         // [m, N_COLUMNS] in the compute type; THRESHOLD to FLOOR are read
+  int64_t m;
+};
+
+#define SPARSESTEER_DECLARE_ENCODE                                                                           \
+  void encode(const EncodeArgs& args, const EncodeOut& out, int threads);                                    \
+  void encode_screened(const EncodeArgs& args, const ScreenArgs& screen, const EncodeOut& out, int threads); \
+  void topk_activations(const EncodeArgs& args, const EditedRows& edited, int threads, void* f);
+
+namespace portable {
+SPARSESTEER_DECLARE_ENCODE
+}
+namespace avx2 {
+SPARSESTEER_DECLARE_ENCODE
+}
+namespace avx512 {
+SPARSESTEER_DECLARE_ENCODE
+}
+#undef SPARSESTEER_DECLARE_ENCODE
+
+}  // namespace sparsesteer

@@ -1,0 +1,122 @@
+// Pre-activations of a panel of tokens, one tile of features after the other: nothing of size tokens x features.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+#include "codes.h"
+#include "dot_block.h"
+#include "token_rows.h"
+#include "token_scales.h"
+
+namespace sparsesteer::SPARSESTEER_ISA {
+
+constexpr int64_t kTileFeatures = 16;
+constexpr int64_t kPanelTokens = 264;  // of one thread: a tile of features in L1 serves so many
+
+// Tokens in the compute type, with their input scales.
+template <typename C>
+class Panel {
+ public:
+  Panel(const EncodeArgs& args, int64_t first, int64_t n) : n(n), x(n), scale(n), a(args), first(first) {
+    if (!in_place()) copies.resize(n * a.d);
+  }
+
+  // Tokens [t0, t1) of the panel.
+  void read(int64_t t0, int64_t t1) {
+    if constexpr (sizeof(C) == sizeof(float)) {
+      if (a.tensor_type == Scalar::BFLOAT16) return read_as<BFloat16>(t0, t1);
+      if (a.tensor_type == Scalar::HALF) return read_as<Half>(t0, t1);
+    }
+    read_as<C>(t0, t1);
+  }
+
+  int64_t token(int64_t t) const { return a.tokens ? a.tokens[first + t] : first + t; }
+
+  const int64_t n;
+  std::vector<const C*> x;
+  std::vector<C> scale;
+
+ private:
+  bool in_place() const { return !a.residual && a.tensor_type != Scalar::BFLOAT16 && a.tensor_type != Scalar::HALF; }
+
+  template <typename T>
+  void read_as(int64_t t0, int64_t t1) {
+    for (int64_t t = t0; t < t1; ++t) {
+      const T* source = static_cast<const T*>(a.x) + token(t) * a.x_stride;
+      if (in_place()) {
+        x[t] = reinterpret_cast<const C*>(source);
+      } else {
+        const T* added = a.residual ? static_cast<const T*>(a.residual) + token(t) * a.residual_stride : nullptr;
+        widen(source, added, a.d, copies.data() + t * a.d);
+        x[t] = copies.data() + t * a.d;
+      }
+      scale[t] = input_scale(x[t], a.d, InputNorm(a.input_norm));
+    }
+  }
+
+  const EncodeArgs& a;
+  int64_t first;
+  std::vector<C> copies;
+};
+
+// z[t * kTileFeatures + j] of JR encoder rows and all tokens.
+template <int JR, typename C, typename R>
+SPARSESTEER_INLINE void dot_rows(const Panel<C>& panel, int64_t t, int64_t t1, const R* const* rows, int64_t d, C* z) {
+  const auto group = [&](auto size) {
+    constexpr int tokens = decltype(size)::value;
+    for (; t + tokens <= t1; t += tokens)
+      dot_block<C, R, JR, tokens>(panel.x.data() + t, rows, d, z + t * kTileFeatures, 1, kTileFeatures);
+  };
+  if constexpr (kTokenGroup > 4) group(std::integral_constant<int, 4>());
+  group(std::integral_constant<int, 2>());
+  group(std::integral_constant<int, 1>());
+}
+
+// z[t][j] = x[t] . row j for the `count` rows of a tile.
+template <typename C, typename R>
+void dot_tile(const Panel<C>& panel, const R* const* rows, int64_t count, int64_t d, C* z) {
+  int64_t t = 0;
+  for (; t + kTokenGroup <= panel.n; t += kTokenGroup) {
+    int64_t j = 0;
+    for (; j + kRowGroup <= count; j += kRowGroup)
+      dot_block<C, R, kRowGroup, kTokenGroup>(panel.x.data() + t, rows + j, d, z + t * kTileFeatures + j, 1,
+                                              kTileFeatures);
+    for (; j < count; ++j)
+      dot_block<C, R, 1, kTokenGroup>(panel.x.data() + t, rows + j, d, z + t * kTileFeatures + j, 1, kTileFeatures);
+  }
+  int64_t j = 0;
+  if (panel.n == 1)
+    for (; j + kRowGroupOneToken <= count; j += kRowGroupOneToken)
+      dot_block<C, R, kRowGroupOneToken, 1>(panel.x.data(), rows + j, d, z + j, 1, kTileFeatures);
+  if (t == panel.n) return;
+  for (; j + kRowGroup <= count; j += kRowGroup) dot_rows<kRowGroup>(panel, t, panel.n, rows + j, d, z + j);
+  for (; j < count; ++j) dot_rows<1>(panel, t, panel.n, rows + j, d, z + j);
+}
+
+// go(R()) for the type R of encoder rows.
+template <typename C, typename Go>
+void with_encoder_type(const EncodeArgs& a, Go&& go) {
+  if constexpr (sizeof(C) == sizeof(float))
+    if (a.row_type == Scalar::BFLOAT16) return go(BFloat16());
+  go(C());
+}
+
+// visit(j, count, z) for features [begin, end), tile after tile: z[t][0 .. count) of features j .. j + count.
+// features: their numbers, or null for the features themselves.
+template <typename R, typename C, typename Visit>
+void stream(const Panel<C>& panel, const EncodeArgs& a, const int64_t* features, int64_t begin, int64_t end,
+            Visit&& visit) {
+  std::vector<C> z(panel.n * kTileFeatures);
+  const R* rows[kTileFeatures];
+  for (int64_t j = begin; j < end; j += kTileFeatures) {
+    const int64_t count = std::min(kTileFeatures, end - j);
+    for (int64_t i = 0; i < count; ++i)
+      rows[i] = static_cast<const R*>(a.encoder) + (features ? features[j + i] : j + i) * a.d;
+    dot_tile(panel, rows, count, a.d, z.data());
+    visit(j, count, z.data());
+  }
+}
+
+}  // namespace sparsesteer::SPARSESTEER_ISA
