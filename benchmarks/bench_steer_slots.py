@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -21,8 +20,8 @@ TOKEN_BMM = "gathered torch, a product for each token"
 STEER_LOOP = "our steer, a loop over slots"
 SHAPES, QUICK_SHAPES = ((576, 4608), (2304, 16384), (4096, 32768)), ((2304, 16384),)
 TOKENS, QUICK_TOKENS = (1, 8, 32, 128, 512), (1, 8, 32, 512)
-EDITED, QUICK_EDITED = (1, 16, 64), (16,)
-SLOTS, QUICK_SLOTS = (1, 8, 32), (8,)
+USUAL = (16, 8)  # M and S
+OTHERS = ((1, 8), (64, 8), (16, 1), (16, 32))
 DECODE_TOKENS = 32  # up to there each token is a request of its own; more are prompts, which lie together
 MOST_GATHERED_BYTES = 1 << 30  # that a contender copies out of the tables
 
@@ -30,12 +29,12 @@ MOST_GATHERED_BYTES = 1 << 30  # that a contender copies out of the tables
 def cases(quick: bool, device: str) -> list[Case]:
     """S requests at a time, each with M features of its own; no more slots than tokens."""
     found = []
-    for shape, dtype in product(QUICK_SHAPES if quick else SHAPES, ("fp32",) if quick else ("fp32", "bf16")):
-        sizes = product(
-            QUICK_EDITED if quick else EDITED, QUICK_SLOTS if quick else SLOTS, QUICK_TOKENS if quick else TOKENS
-        )
-        kinds = {(m, min(s, n), n) for m, s, n in sizes}
-        found += [Case("steer_slots", *shape, n, M=m, S=s, dtype=dtype) for m, s, n in sorted(kinds)]
+    for shape in QUICK_SHAPES if quick else SHAPES:
+        for n in QUICK_TOKENS if quick else TOKENS:
+            kinds = {(m, min(s, n)) for m, s in ((USUAL,) if quick else (USUAL, *OTHERS))}
+            found += [Case("steer_slots", *shape, n, M=m, S=s) for m, s in sorted(kinds)]
+            if not quick:
+                found.append(Case("steer_slots", *shape, n, M=USUAL[0], S=min(USUAL[1], n), dtype="bf16"))
     return found
 
 
