@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from typer.testing import CliRunner
 
-from sparsesteer.benchmarks import bench_encode, best, goals, harness, plot, readme, report, suite
+from sparsesteer.benchmarks import bench_encode, best, competitors, goals, harness, plot, readme, report, suite
 from sparsesteer.cli import app
 
 
@@ -60,7 +60,15 @@ def test_goals_speak_of_their_own_rows_alone():
         "steer_topk: at most 1.1 times its encoder GEMM for M <= 64: 1 of 1; worst 0.95 (goal 0.909) at "
         "D=576 F=4608 N=1 M=64 K=64 topk fp32 hot",
     ]
-    assert goals.reached([record(device="cuda: some")]) == []
+    assert goals.reached([record(device="another: some")]) == []
+
+
+def test_a_goal_may_be_an_upper_bound():
+    fast, slow = (record("steer", competitors.GATHERED, M=64, device="cuda: some", ours_us_p50=t) for t in (4.0, 6.0))
+    assert goals.reached([fast, slow])[0] == (
+        "steer: 5 us at N <= 32, M <= 64, within a CUDA graph: 1 of 2; worst 6 (goal 5) at D=576 F=4608 N=1 M=64 K=64 "
+        "topk fp32 hot"
+    )
 
 
 def test_every_goal_names_a_benchmark_and_a_competitor_of_it():
