@@ -160,8 +160,7 @@ def recompute_candidates(
             chosen = tl.where(packed >= floor, tl.reshape(chosen.to(tl.int32), [ROWS]), 0)
             if held + tl.sum(chosen, axis=0) > capacity:
                 floor = reached_by(packed_ptr, held, want, BLOCK)
-                held = move_to_front(packed_ptr, held, floor, BLOCK)
-                chosen = tl.where(packed >= floor, chosen, 0)
+                held = move_to_front(packed_ptr, held, floor, BLOCK)  # and a block more always has room
             tl.store(packed_ptr + held + tl.cumsum(chosen, axis=0) - 1, packed, chosen != 0)
             held += tl.sum(chosen, axis=0)
             tl.debug_barrier()  # what one thread wrote another may read

@@ -37,7 +37,7 @@ class Stream(NamedTuple):
 
     x: Tensor  # [N, D], unit stride along D
     residual: Tensor | None  # [N, D]
-    encoder: Tensor  # [F, D]
+    encoder: Tensor  # [F, D], unit stride along D
     scale: Tensor | None  # u [N]
     bias: Tensor  # [F], any stride
     tiling: StreamTiling
@@ -50,8 +50,8 @@ class Stream(NamedTuple):
     @property
     def operands(self) -> tuple:
         """What every kernel starts with."""
-        encoder = (*matrix(self.encoder), self.scale, self.bias, self.bias.stride(0))
-        return *matrix(self.x), *matrix(self.residual), *encoder
+        x, residual, encoder = map(matrix, (self.x, self.residual, self.encoder))
+        return *x, *residual, *encoder, self.scale, self.bias, self.bias.stride(0)
 
     def part(self, tokens: slice) -> "Stream":
         """Some of its tokens."""
@@ -110,7 +110,7 @@ def scales(x: Tensor, residual: Tensor | None, input_norm: int, scale_rule: int)
 
 def stream_of(x: Tensor, residual: Tensor | None, encoder: Tensor, scale: Tensor | None, bias: Tensor) -> Stream:
     """Tokens x (+ residual) [N, D] before an encoder [F, D]."""
-    encoder = weights(encoder)
+    x, residual, encoder = (matrix(tensor)[0] for tensor in (x, residual, weights(encoder)))
     narrow = encoder.dtype == torch.bfloat16 == x.dtype and residual is None
     return Stream(x, residual, encoder, scale, bias, stream_tiling(len(x), len(encoder), narrow))
 

@@ -136,7 +136,7 @@ def steer_topk(
     if len(x) == 0:
         return out
     with torch.cuda.device_of(x):
-        call = call_of(x, into, residual, encoder, decoder, rows, delta_bias, *amount, out)
+        call = call_of(x, into, residual, encoder[:0], decoder, rows, delta_bias, *amount, out)
         u, r = None, call.rows.new_ones(len(x))
         if call.moments:
             u, r = scales(

@@ -94,4 +94,4 @@ def _sample(n_features: int, k: int) -> int:
 
 
 def _chunk(capacity: int, tokens: int) -> int:
-    return max(1, SCRATCH_BYTES // (8 * capacity * tokens)) * tokens
+    return max(1, min(SCRATCH_BYTES // (8 * capacity), MAX_GRID) // tokens) * tokens

@@ -76,22 +76,20 @@ def test_features_of_ranks_around_k(way, k):
     check(full | {"into": given["into"]})
 
 
-@pytest.mark.parametrize("input_norm", InputNorm, ids=lambda norm: norm.name)
-@pytest.mark.parametrize("scale_rule", OutputScale, ids=lambda rule: rule.name)
-def test_every_rule(input_norm, scale_rule):
-    keep = scale_rule in (OutputScale.STD, OutputScale.GAP_FILL)
-    given = arguments(
-        3,
-        77,
-        90,
-        12,
-        20,
-        input_norm=input_norm,
-        scale_rule=scale_rule,
-        keep_norm=keep,
-        token_strength=True,
-        density=0.5,
-    )
+RULES = [
+    (InputNorm.NONE, OutputScale.ONE, True),
+    (InputNorm.LAYER_NORM, OutputScale.STD, False),
+    (InputNorm.CONSTANT_NORM, OutputScale.RMS, False),
+    (InputNorm.NONE, OutputScale.NORM, False),
+    (InputNorm.NONE, OutputScale.GAP_FILL, True),
+    (InputNorm.CONSTANT_NORM, OutputScale.GAP_FILL, False),
+]
+
+
+@pytest.mark.parametrize(("norm", "scale", "keep"), RULES)
+def test_every_rule(norm, scale, keep):
+    rules = {"input_norm": norm, "scale_rule": scale, "keep_norm": keep}
+    given = arguments(3, 77, 90, 12, 20, token_strength=True, density=0.5, **rules)
     check(given, with_clear_ranks(given))
 
 
