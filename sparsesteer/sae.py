@@ -2,7 +2,7 @@
 
 import copy
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -16,11 +16,9 @@ from sparsesteer.edits import Edit
 from sparsesteer.lowering import NORMALIZATIONS, fold_decoder, fold_encoder, lower
 from sparsesteer.ops import SparseCodes
 from sparsesteer.plans import SteeringPlan
+from sparsesteer.screen import Screen
 from sparsesteer.site import Site
 from sparsesteer.weights import Matrix
-
-if TYPE_CHECKING:
-    from sparsesteer.screen import Screen
 
 
 class SAE:
@@ -247,8 +245,6 @@ class SAE:
         ``ops.encode`` of few tokens on the CPU then reads that copy, a quarter of the bytes, and only looks exactly at
         features that may be active: same codes, bit for bit.
         """
-        from sparsesteer.screen import Screen
-
         other = copy.copy(self)
         other._elsewhere = WeakValueDictionary()
         other.screen = Screen.of(self.whole_encoder(torch.float32)[0])
