@@ -52,6 +52,12 @@ at::Tensor steer_topk(const at::Tensor& x, const at::Tensor& into, const std::op
 at::Tensor decode(const at::Tensor& values, const at::Tensor& indices, const at::Tensor& decoder,
                   const at::Tensor& bias);
 
+at::Tensor steer_reconstruct(const at::Tensor& x, const at::Tensor& into, const std::optional<at::Tensor>& residual,
+                             const at::Tensor& encoder, const at::Tensor& table, int64_t k, const at::Tensor& features,
+                             const at::Tensor& rows, const at::Tensor& decoder, const at::Tensor& bias,
+                             const std::optional<at::Tensor>& token_strength, double strength, int64_t input_norm,
+                             bool preserve_norm);
+
 // steer of h [..., d] without the dispatcher; nothing if the call needs it (gradients, tracing, tensor subclasses,
 // arguments that do not fit and deserve a message).
 std::optional<at::Tensor> steer_eager(const at::Tensor& h, const std::optional<at::Tensor>& into,

@@ -37,6 +37,7 @@ TORCH_LIBRARY_IMPL(sparsesteer, CPU, m) {
   m.impl("steer_slots", &sparsesteer::steer_slots);
   m.impl("steer_slots_out", &sparsesteer::steer_slots_out);
   m.impl("decode", &sparsesteer::decode);
+  m.impl("steer_reconstruct", &sparsesteer::steer_reconstruct);
   m.impl("encode", &sparsesteer::encode);
   m.impl("encode_screened", &sparsesteer::encode_screened);
   m.impl("steer_topk", &sparsesteer::steer_topk);
@@ -51,6 +52,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("steer_slots", &sparsesteer::steer_slots, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_slots_out", &sparsesteer::steer_slots_out, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("decode", &sparsesteer::decode, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("steer_reconstruct", &sparsesteer::steer_reconstruct, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("encode", &sparsesteer::encode, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("encode_screened", &sparsesteer::encode_screened, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_topk", &sparsesteer::steer_topk, pybind11::call_guard<pybind11::gil_scoped_release>());

@@ -3,4 +3,5 @@
 
 #ifdef SPARSESTEER_ISA
 #include "decode_run.h"
+#include "steer_reconstruct_run.h"
 #endif

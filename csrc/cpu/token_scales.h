@@ -15,15 +15,21 @@ inline bool reads_norms(const SteerArgs& a) {
          (a.scale_rule != int(OutputScale::ONE) && a.scale_rule != int(OutputScale::GAP_FILL));
 }
 
+template <typename C>
+C mean(const C* x, int64_t d) {
+  Vec<C> total = {};
+  each_vector<C>(d, [&](int64_t k, int64_t count) { total += part<C>(x + k, count); });
+  return sum<C>(total) / C(d);
+}
+
 // Unbiased, from centred values in a second pass.
 template <typename C>
 C standard_deviation(const C* x, int64_t d) {
-  Vec<C> total = {}, squares = {};
-  each_vector<C>(d, [&](int64_t k, int64_t count) { total += part<C>(x + k, count); });
-  const C mean = sum<C>(total) / C(d);
+  const C centre = mean(x, d);
+  Vec<C> squares = {};
   each_vector<C>(d, [&](int64_t k, int64_t count) {
     C centred[kLanes<C>];
-    store(centred, part<C>(x + k, count) - mean);
+    store(centred, part<C>(x + k, count) - centre);
     const Vec<C> v = part<C>(centred, count);  // lanes past the end are 0 again
     squares += v * v;
   });
