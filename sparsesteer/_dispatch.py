@@ -1,7 +1,9 @@
 """Picks the implementation of an op: by device, by SPARSESTEER_BACKEND, or by the name a call gives.
 
-native: the compiled extension, CPU tensors, and few tokens on CUDA where it was built with CUDA. triton: CUDA tensors, or CPU tensors in Triton's interpreter
-(TRITON_INTERPRET=1). reference: plain torch, any tensor. auto takes the first that serves the tensor.
+native: the compiled extension, CPU tensors, and few tokens on CUDA where it was built with CUDA.
+triton: CUDA tensors, or CPU tensors in Triton's interpreter (TRITON_INTERPRET=1).
+reference: plain torch, any tensor.
+auto takes the first that serves the call.
 """
 
 import os

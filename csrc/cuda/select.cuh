@@ -29,7 +29,7 @@ __device__ inline void count_digits(const float* z, int count, int pass, Border 
     const int i = first + lane_id();
     const unsigned key = i < count ? ordered_key(z[i]) : 0u;
     const bool counts = i < count && (pass == 0 || key >> (shift + kDigitBits) == border.key >> (shift + kDigitBits));
-    const int digit = counts ? int(key >> shift) % kDigits : -1;
+    const int digit = counts ? int((key >> shift) % unsigned(kDigits)) : -1;
     const unsigned same = __match_any_sync(kAllLanes, digit);  // the first digits are nearly all alike
     if (counts && __ffs(int(same)) - 1 == lane_id()) atomicAdd(&histogram[digit], __popc(same));
   }
