@@ -30,6 +30,7 @@ at::Tensor steer_topk(const at::Tensor& x, const at::Tensor& into, const std::op
                       double strength, int64_t input_norm, int64_t scale_rule, double gap, bool preserve_norm) {
   const TokenTensors tensors("steer_topk", x, into, residual, token_strength);
   check_encoder("steer_topk", x, encoder_any, k);
+  TORCH_CHECK(k > 0, "steer_topk: k should be positive, got ", k);
   const int64_t n = x.size(0), d_out = into.size(1), f = encoder_any.size(0), m = features_any.numel();
   const at::ScalarType compute = tensors.compute();
   check_table("steer_topk", "encoder_bias", encoder_bias_any, {f}, compute);
