@@ -5,7 +5,7 @@
 
 namespace sparsesteer {
 
-// The codes of a token, by rising index, no index twice.
+// The codes of a token; where they are many, by rising index and no index twice.
 template <typename C>
 struct CodeSpan {
   const Code<C>* begin;
@@ -13,6 +13,9 @@ struct CodeSpan {
 
   int64_t size() const { return end - begin; }
 };
+
+// So many that the rows of several tokens are worth sharing.
+inline bool are_many(int64_t codes, int64_t f) { return 32 * codes >= f; }
 
 template <typename C>
 struct DecodeArgs {

@@ -1,5 +1,5 @@
-// Sums of decoder rows weighted by codes. A column of a token is added up by rising index whatever the batch, the
-// threads or the form of the loop, so that its bits depend on its codes alone.
+// Sums of decoder rows weighted by codes. A column of a token is added up in the order of its codes whatever the
+// batch, the threads or the form of the loop, so that its bits depend on these alone.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
-constexpr int kGatherVectors = SPARSESTEER_VECTOR_BYTES == 64 ? 16 : 8;
+constexpr int kRowsTogether = 8;
 constexpr int64_t kBandRows = 512;  // a band of decoder rows in a panel of columns stays in the second-level cache
 constexpr int64_t kPanelBytes = 1024;
 constexpr int64_t kUsesOfARow = 4;  // on average, from which on bands pay
@@ -24,17 +24,21 @@ class CodeSums {
 
   void add(Range columns) const {
     int64_t total = 0;
-    for (int64_t t = 0; t < n; ++t) total += codes[t].size();
-    if (total >= kUsesOfARow * f) return add_bands(columns);
-    for (int64_t t = 0; t < n; ++t) gather(t, codes[t], columns);
+    for (int64_t t = 0; t < n; ++t) total += in_order(t) ? codes[t].size() : 0;
+    const bool bands = total >= kUsesOfARow * f;
+    for (int64_t t = 0; t < n; ++t)
+      if (!bands || !in_order(t)) gather(t, codes[t], columns);
+    if (bands) add_bands(columns);
   }
 
  private:
-  // Band after band of decoder rows, each used by all tokens while it is in cache.
+  bool in_order(int64_t t) const { return are_many(codes[t].size(), f); }
+
+  // Band after band of decoder rows, each used by all tokens with many codes while it is in cache.
   void add_bands(Range columns) const {
     constexpr int64_t panel = kPanelBytes / sizeof(R);
     std::vector<CodeSpan<C>> band(n);
-    for (int64_t t = 0; t < n; ++t) band[t].end = codes[t].begin;
+    for (int64_t t = 0; t < n; ++t) band[t].end = in_order(t) ? codes[t].begin : codes[t].end;
     for (int64_t row = 0; row < f; row += kBandRows) {
       const int64_t rows = std::min(kBandRows, f - row);
       for (int64_t t = 0; t < n; ++t) {
@@ -84,29 +88,24 @@ class CodeSums {
   }
 
   void gather(int64_t t, CodeSpan<C> span, Range columns) const {
-    if (span.size() == 0) return;
-    int64_t c = columns.begin;
-    for (; c + kGatherVectors * kLanes<C> <= columns.end; c += kGatherVectors * kLanes<C>)
-      gather_block<kGatherVectors>(t, span, c, kLanes<C>);
-    for (; c + kLanes<C> <= columns.end; c += kLanes<C>) gather_block<1>(t, span, c, kLanes<C>);
-    if (c < columns.end) gather_block<1>(t, span, c, columns.end - c);
+    C* target = sums + t * d_out;
+    for (; span.size() >= kRowsTogether; span.begin += kRowsTogether)
+      add_rows<kRowsTogether>(span.begin, target, columns);
+    for (; span.size() >= 2; span.begin += 2) add_rows<2>(span.begin, target, columns);
+    if (span.size() == 1) add_rows<1>(span.begin, target, columns);
   }
 
-  // CV vectors from column c on, the last one `count` lanes wide.
-  template <int CV>
-  void gather_block(int64_t t, CodeSpan<C> span, int64_t c, int64_t count) const {
-    C* target = sums + t * d_out + c;
-    Vec<C> y[CV];
-    for (int v = 0; v < CV; ++v) y[v] = part<C>(target + v * kLanes<C>, CV > 1 ? kLanes<C> : count);
-    for (const Code<C>* code = span.begin; code < span.end; ++code) {
-      if (code + kRowsAhead < span.end) {
-        const char* next = reinterpret_cast<const char*>(decoder + code[kRowsAhead].index * d_out + c);
-        for (int64_t byte = 0; byte < int64_t(CV * kLanes<C> * sizeof(R)); byte += 64) __builtin_prefetch(next + byte);
-      }
-      const R* row = decoder + code->index * d_out + c;
-      for (int v = 0; v < CV; ++v) y[v] += part<C>(row + v * kLanes<C>, CV > 1 ? kLanes<C> : count) * code->value;
-    }
-    for (int v = 0; v < CV; ++v) put<C>(target + v * kLanes<C>, y[v], CV > 1 ? kLanes<C> : count);
+  // Several rows at once: as many streams that the hardware fetches ahead, and fewer passes over the target.
+  template <int N>
+  void add_rows(const Code<C>* code, C* target, Range columns) const {
+    const R* row[N];
+    for (int i = 0; i < N; ++i) row[i] = decoder + code[i].index * d_out + columns.begin;
+    target += columns.begin;
+    each_vector<C>(columns.end - columns.begin, [&](int64_t c, int64_t count) {
+      Vec<C> y = part<C>(target + c, count);
+      for (int i = 0; i < N; ++i) y += part<C>(row[i] + c, count) * code[i].value;
+      put<C>(target + c, y, count);
+    });
   }
 
   const R* decoder;  // [f, d_out]

@@ -15,30 +15,41 @@ namespace sparsesteer {
 
 namespace {
 
-constexpr int64_t kTileTokens = 128;  // for each thread, whose codes are in order at a time
-constexpr int64_t kGrain = 8;         // tokens that a thread puts in order at least
+constexpr int64_t kTileTokens = 128;  // for each thread, whose codes are read at a time
+constexpr int64_t kGrain = 8;         // tokens that a thread reads at least
 
-// The codes of one token in order: padding left out, values of the same index added up. keys: scratch [k].
+// Puts the codes of tokens into the form that kernels read.
 template <typename C>
-CodeSpan<C> in_order(const C* values, const int32_t* indices, int64_t k, int64_t f, uint64_t* keys, Code<C>* codes) {
-  int64_t n = 0;
-  for (int64_t i = 0; i < k; ++i) {
-    if (indices[i] < 0) continue;
-    TORCH_CHECK(indices[i] < f, "decode: index ", indices[i], " is out of range, the decoder has ", f, " rows");
-    keys[n++] = uint64_t(indices[i]) << 32 | uint64_t(i);
+class Reader {
+ public:
+  Reader(int64_t k, int64_t f) : k(k), f(f) {}
+
+  // codes: room for k.
+  CodeSpan<C> read(const C* values, const int32_t* indices, Code<C>* codes) {
+    Code<C>* end = codes;
+    for (int64_t i = 0; i < k; ++i) {
+      if (indices[i] < 0) continue;
+      TORCH_CHECK(indices[i] < f, "decode: index ", indices[i], " is out of range, the decoder has ", f, " rows");
+      *end++ = {values[i], indices[i]};
+    }
+    return {codes, are_many(end - codes, f) ? put_in_order(codes, end) : end};
   }
-  if (!std::is_sorted(keys, keys + n)) std::sort(keys, keys + n);
-  Code<C>* end = codes;
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t index = int32_t(keys[i] >> 32);
-    const C value = values[keys[i] & 0xffffffff];
-    if (end > codes && end[-1].index == index)
-      end[-1].value += value;
-    else
-      *end++ = {value, index};
+
+ private:
+  // By rising index, those of the same index added up; gives the new end.
+  Code<C>* put_in_order(Code<C>* codes, Code<C>* end) {
+    sums.assign(f, C(0)), seen.assign(f, false);
+    for (const Code<C>* code = codes; code < end; ++code) sums[code->index] += code->value, seen[code->index] = true;
+    end = codes;
+    for (int64_t index = 0; index < f; ++index)
+      if (seen[index]) *end++ = {sums[index], int32_t(index)};
+    return end;
   }
-  return {codes, end};
-}
+
+  int64_t k, f;
+  std::vector<C> sums;
+  std::vector<char> seen;
+};
 
 template <typename C>
 void decode_tiles(const at::Tensor& values, const at::Tensor& indices, const at::Tensor& decoder,
@@ -59,11 +70,10 @@ void decode_tiles(const at::Tensor& values, const at::Tensor& indices, const at:
   for (int64_t first = 0; first < n; first += tile) {
     args.n = std::min(tile, n - first);
     at::parallel_for(0, args.n, threads == 1 ? args.n : kGrain, [&](int64_t begin, int64_t end) {
-      std::vector<uint64_t> keys(k);
+      Reader<C> reader(k, f);
       for (int64_t t = begin; t < end; ++t)
-        spans[t] =
-            in_order<C>(values.const_data_ptr<C>() + (first + t) * k,
-                        indices.const_data_ptr<int32_t>() + (first + t) * k, k, f, keys.data(), codes.data() + t * k);
+        spans[t] = reader.read(values.const_data_ptr<C>() + (first + t) * k,
+                               indices.const_data_ptr<int32_t>() + (first + t) * k, codes.data() + t * k);
     });
     args.out = out.mutable_data_ptr<C>() + first * d_out;
     SPARSESTEER_KERNEL(decode)(args, threads);
