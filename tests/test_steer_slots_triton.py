@@ -26,10 +26,10 @@ def tiles(width, splits=1, chunk=1024, tokens=16, rows=16, groups=2):
 
 FORMS = {
     "tiles": lambda n, entries, width, out_width: tiles(width),
-    "split_tiles": lambda n, entries, width, out_width: tiles(width, 3),
+    "split_tiles": lambda n, entries, width, out_width: tiles(width, 3, groups=1),
     "chunks": lambda n, entries, width, out_width: tiles(width, 2, 16),
     "tokens": lambda n, entries, width, out_width: tiles(width, 1, tokens=1, rows=16),
-    "split_tokens": lambda n, entries, width, out_width: tiles(width, 2, tokens=1, rows=32, groups=1),
+    "split_tokens": lambda n, entries, width, out_width: tiles(width, 2, tokens=1, rows=8, groups=1),
 }
 
 
