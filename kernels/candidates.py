@@ -9,7 +9,7 @@ import triton.language as tl
 from sparsesteer.kernels.rules import activate, encode_tile, input_scale, output_scale, row_moments
 from sparsesteer.kernels.select import LOWEST, move_to_front, ordered, pack, reached_by, reaches
 
-WIDEST_APPEND = tl.constexpr(64)  # features whose numbers and places fit in registers
+WIDEST_APPEND = tl.constexpr(32)  # features whose numbers and places fit in registers
 
 
 @triton.jit
@@ -127,6 +127,8 @@ def write_candidates(
     found = (rows_ptr, floor[:, None], packed_ptr, count_ptr, capacity)
     if ROWS <= WIDEST_APPEND:
         append_candidates(z, tokens, in_tokens, rows, in_rows, *found)
+    elif ROWS == 2 * WIDEST_APPEND:
+        append_halves(z, tokens, in_tokens, block * ROWS, n_features, *found)
     else:
         low, high = halves(z)
         append_halves(low, tokens, in_tokens, block * ROWS, n_features, *found)

@@ -10,7 +10,7 @@ from sparsesteer.kernels import encode as encode_kernels
 from sparsesteer.kernels import expand
 from sparsesteer.kernels import steer_topk as topk_kernels
 
-PAIRS = [("bf16", "bf16"), ("bf16", "fp32"), ("fp32", "fp32")]
+PAIRS = [("bf16", "bf16"), ("bf16", "fp32")]
 COUNTED, SELECTED = 8, 100  # edited features
 # input norm, output scale, preserve_norm, residual
 PLAIN = (InputNorm.NONE, OutputScale.ONE, False, False)
@@ -49,7 +49,7 @@ OP = Op(
         *(
             case(c, *pair, (n, 65536, 2304), m, rules)
             for c, pair, n, m, rules in itertools.product(
-                CAPABILITIES, PAIRS, (1, 8, 32, 128, 1024), (COUNTED, SELECTED), (PLAIN, LOADED)
+                CAPABILITIES, PAIRS, (1, 32, 128, 1024), (COUNTED, SELECTED), (PLAIN, LOADED)
             )
         ),
         *(case(c, "bf16", "fp32", (n, 16384, 77), COUNTED) for c in CAPABILITIES for n in (1, 128)),

@@ -5,12 +5,15 @@ import math
 import encode_forms
 import pytest
 import torch
+import triton
+import triton.language as tl
 from sae_cases import ACTIVATIONS, clear_tokens, encode_arguments, expected, in_fp64
 from triton_device import DEVICE, HALVES, INTERPRETED, pytestmark  # noqa: F401
 
 from sparsesteer import reference
 from sparsesteer._layout import Column, InputNorm
 from sparsesteer.kernels import encode as encode_kernels
+from sparsesteer.kernels import select
 from sparsesteer.kernels.encode import encode
 
 ERROR = 1e-5
@@ -170,12 +173,25 @@ def test_huge_and_denormal_values(k):
     check_exactly(denormal)
 
 
-def test_negative_zero_ties_with_zero():
-    given = arguments(2, 16, 60, 10, 10, activation="identity", whole=True)
-    given["x"].zero_()
-    given["rows"][:, Column.BIAS] = torch.where(torch.arange(60) % 2 == 0, -0.0, 0.0)
-    given["rows"][:, Column.SHIFT] = 1.0  # f = 1 everywhere: which ten are first shows
-    check_exactly(given)
+@triton.jit
+def pack_and_unpack(values_ptr, packed_ptr, back_ptr, index_ptr, N: tl.constexpr):
+    at = tl.arange(0, N)
+    packed = select.pack(select.ordered(tl.load(values_ptr + at)), at)
+    tl.store(packed_ptr + at, packed)
+    tl.store(back_ptr + at, select.value_of(packed))
+    tl.store(index_ptr + at, select.index_of(packed))
+
+
+def test_packed_numbers_have_the_order_of_values_then_of_indices():
+    values = [-math.inf, -1.5, -1e-40, -0.0, 0.0, 1e-40, 1.5, 1.5, -1.5, 3e38, math.inf, 0.0, -0.0, 2.0, -2.0, 1.0]
+    values = torch.tensor(values, device=DEVICE)
+    packed, index = (torch.empty(16, dtype=torch.int64, device=DEVICE) for _ in range(2))
+    back = torch.empty_like(values)
+    pack_and_unpack[(1,)](values, packed, back, index, N=16)
+    want = values.sort(descending=True, stable=True)
+    assert torch.equal(packed.argsort(descending=True), want.indices)
+    assert torch.equal(back, values) and torch.equal(index.cpu(), torch.arange(16))
+    assert not back[values == 0].signbit().any()
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
