@@ -8,6 +8,7 @@ from sparsesteer.benchmarks import bench_decode, bench_encode, bench_steer_recon
 from sparsesteer.benchmarks.report import GEMM_ALONE
 
 Record = Mapping[str, Any]  # a row as in the JSON file
+CACHE_BYTES = 64 << 20  # more than the last-level cache of the machines measured so far
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ GOALS = (
         lambda row: row["N"] == 512 and row["F"] == 4608, 1.2,
     ),
     Goal(
-        "encode: 80 % of the read bandwidth at N = 1", "cpu", "encode", bench_encode.LINEAR_TOPK,
-        lambda row: row["N"] == 1, 80, "percent_of_limit",
+        "encode: 80 % of the read bandwidth at N = 1, from memory", "cpu", "encode", bench_encode.LINEAR_TOPK,
+        lambda row: row["N"] == 1 and row["bytes"] > CACHE_BYTES, 80, "percent_of_limit",
     ),
     Goal(
         "encode, screened: twice our own fp32 form at N = 1, F >= 65k", "cpu", "encode_screened",

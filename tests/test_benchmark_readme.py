@@ -16,7 +16,7 @@ def record(op="encode", competitor=bench_encode.LINEAR_TOPK, ratio=2.0, **fields
     rest = {
         "op": op, "competitor": competitor, "ratio": ratio, "percent_of_limit": 40.0, "activation": "topk",
         "dtype": "fp32", "cache": "hot", "device": "cpu: some, 2 threads", "commit": "abc", "versions": {"torch": "2"},
-        "peak_extra_bytes": 1_000_000, "dense_codes_bytes": 4 * 4608,
+        "bytes": 1 << 30, "peak_extra_bytes": 1_000_000, "dense_codes_bytes": 4 * 4608,
     }  # fmt: skip
     return sizes | rest | fields
 
@@ -55,7 +55,7 @@ def test_goals_speak_of_their_own_rows_alone():
     assert lines == [
         "encode: never slower than torch's linear and topk: 1 of 1; worst 1 (goal 1) at D=576 F=4608 N=1 K=64 topk "
         "fp32 hot",
-        "encode: 80 % of the read bandwidth at N = 1: 0 of 1; worst 40 (goal 80) at D=576 F=4608 N=1 K=64 topk "
+        "encode: 80 % of the read bandwidth at N = 1, from memory: 0 of 1; worst 40 (goal 80) at D=576 F=4608 N=1 K=64 topk "
         "fp32 hot",
         "steer_topk: at most 1.1 times its encoder GEMM for M <= 64: 1 of 1; worst 0.95 (goal 0.909) at "
         "D=576 F=4608 N=1 M=64 K=64 topk fp32 hot",

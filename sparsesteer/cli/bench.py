@@ -71,7 +71,7 @@ def _ops(names: list[str], device: str, quick: bool) -> list[dict[str, object]]:
     for line in goals.reached(records):
         print(line)
     for note in run.notes:
-        Console().print(Text(note, style="yellow"))
+        Console().print(Text(note, style="yellow"), soft_wrap=True)
     return records
 
 
