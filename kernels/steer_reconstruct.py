@@ -41,7 +41,7 @@ _MOMENTS_STEP = 1024
 
 @triton.jit
 def edited(f, index, features_ptr, rows_ptr, n_edited, search_steps):
-    """Codes [N, M] after the edits, f_j + d_j(f_j) - d_j(0) of an edited active feature; ``index`` [M] is theirs."""
+    """Codes [N, M] of the features ``index`` [M] after the edits, f_j + d_j(f_j) - d_j(0); 0 stays 0."""
     low = tl.zeros(index.shape, tl.int32)
     high = low + n_edited
     for _ in range(search_steps):  # halves the part of the ascending features that may hold the index
