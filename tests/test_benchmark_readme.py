@@ -55,8 +55,8 @@ def test_goals_speak_of_their_own_rows_alone():
     assert lines == [
         "encode: never slower than torch's linear and topk: 1 of 1; worst 1 (goal 1) at D=576 F=4608 N=1 K=64 topk "
         "fp32 hot",
-        "encode: 80 % of the read bandwidth at N = 1, from memory: 0 of 1; worst 40 (goal 80) at D=576 F=4608 N=1 K=64 topk "
-        "fp32 hot",
+        "encode: 80 % of the read bandwidth at N = 1, from memory: 0 of 1; worst 40 (goal 80) at D=576 F=4608 N=1 "
+        "K=64 topk fp32 hot",
         "steer_topk: at most 1.1 times its encoder GEMM for M <= 64: 1 of 1; worst 0.95 (goal 0.909) at "
         "D=576 F=4608 N=1 M=64 K=64 topk fp32 hot",
     ]
