@@ -23,6 +23,7 @@ from sparsesteer.benchmarks.weights import Weights
 COLD_BYTES = 160 << 20  # of both matrices; several times a last-level cache
 SECONDS, SECONDS_QUICK = 0.3, 0.1  # of a comparison, once it has the least number of rounds
 LONG_FLOPS, LONG_ROUNDS = 1e9, 5  # a call of more operations has fewer rounds
+FAR_FLOPS, FAR_ROUNDS = 10, 3  # so has a contender that computes so many times more than it must
 MOST_FLOPS_CPU = {False: 2e11, True: 5e9}  # of any call there, by whether the run is quick
 WEIGHT_COPIES = 3  # of an SAE in fp32 that competitors hold together at most
 
@@ -144,7 +145,7 @@ def _compare(case: Case, race: Race, contender: Contender, run: Run, extra: int 
         {OURS: race.ours, contender.name: theirs},
         clock=_clock(run.device, contender),
         seconds=SECONDS_QUICK if run.quick else SECONDS,
-        least_rounds=LONG_ROUNDS if max(case.flops, contender.flops) > LONG_FLOPS else timing.LEAST_ROUNDS,
+        least_rounds=_least_rounds(case.flops, contender.flops),
     )
     return Row(
         case=case,
@@ -160,6 +161,12 @@ def _compare(case: Case, race: Race, contender: Contender, run: Run, extra: int 
         peak_extra_bytes=extra,
         correct=True,
     )
+
+
+def _least_rounds(flops: int, theirs: int) -> int:
+    if max(flops, theirs) <= LONG_FLOPS:
+        return timing.LEAST_ROUNDS
+    return FAR_ROUNDS if theirs > FAR_FLOPS * flops else LONG_ROUNDS
 
 
 def _backend(case: Case, call: timing.Call, device: str) -> str:

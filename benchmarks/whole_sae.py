@@ -14,7 +14,7 @@ from sparsesteer.benchmarks.weights import Weights
 QUICK = {(576, 4608): (1, 32, 512), (2304, 16384): (1, 32)}  # tokens by shape, on a CPU
 QUICK_TOKENS_CUDA = (1, 32, 512, 4096)
 ACTIVATIONS = ("topk", "jumprelu")
-USUAL_K, OTHER_K = 64, (32, 100, 192)
+USUAL_M, USUAL_K, OTHER_K = 64, 64, (32, 100, 192)
 OTHER_K_SHAPE, OTHER_K_TOKENS = (2304, 16384), (1, 32, 512)
 
 Way = Callable[..., Any]
@@ -37,8 +37,9 @@ def cases(
         for dtype, activation, m, n in product(dtypes[:1] if quick else dtypes, activations, edited, n_tokens):
             found.append(Case(op, *shape, n, m, USUAL_K, dtype=dtype, row_dtype=dtype, activation=activation))
         if shape == OTHER_K_SHAPE and not quick:
-            others = product(OTHER_K, activations, edited, OTHER_K_TOKENS)
-            found += [Case(op, *shape, n, m, k, activation=activation) for k, activation, m, n in others]
+            usual = USUAL_M if USUAL_M in edited else edited[0]
+            others = product(OTHER_K, activations, OTHER_K_TOKENS)
+            found += [Case(op, *shape, n, usual, k, activation=activation) for k, activation, n in others]
     return found
 
 
