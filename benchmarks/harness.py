@@ -143,7 +143,7 @@ def _compare(case: Case, race: Race, contender: Contender, run: Run, extra: int 
         timing.flush(run.device)
     times = timing.interleave(
         {OURS: race.ours, contender.name: theirs},
-        clock=_clock(run.device, contender),
+        clock=_clock(case, contender, run.device),
         seconds=SECONDS_QUICK if run.quick else SECONDS,
         least_rounds=_least_rounds(case.flops, contender.flops),
     )
@@ -179,9 +179,9 @@ def _backend(case: Case, call: timing.Call, device: str) -> str:
     return backend
 
 
-def _clock(device: str, contender: Contender) -> timing.Clock:
-    if device == "cpu":
-        return timing.wall_clock
+def _clock(case: Case, contender: Contender, device: str) -> timing.Clock:
+    if device == "cpu":  # long calls bring their own operands into the cache
+        return timing.stopwatch if max(case.flops, contender.flops) > LONG_FLOPS else timing.wall_clock
     return timing.GraphClock() if contender.in_graph else timing.event_clock
 
 
