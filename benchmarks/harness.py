@@ -217,13 +217,15 @@ def main(*benches: Bench) -> int:
     rows: list[Row] = []
     try:
         for bench in benches:
-            cases = only(bench.cases(options.quick, options.device), options.shape, options.tokens)
-            rows += measure(bench, cases, run, lambda items, what: items)
+            for case in only(bench.cases(options.quick, options.device), options.shape, options.tokens):
+                rows += measure(bench, [case], run, lambda items, what: items)
+                if options.json and rows:  # a run that is cut short leaves what it has
+                    report.write_json([row.as_json() for row in rows], options.json)
     except gate.WrongResult as error:
+        if options.json:
+            options.json.unlink(missing_ok=True)
         print(f"error: {error}", file=sys.stderr)
         return 1
     report.print_rows(rows)
     print("\n".join(run.notes))
-    if options.json and rows:
-        report.write_json([row.as_json() for row in rows], options.json)
     return 0
