@@ -1,7 +1,5 @@
 #include "machine.h"
 
-#include "cuda_runtime.h"
-
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -12,6 +10,8 @@
 #include <memory>
 #include <random>
 #include <vector>
+
+#include "cuda_runtime.h"
 
 // The shared memory of the block that runs; csrc/cuda/common.cuh declares it.
 namespace sparsesteer::cuda {
@@ -108,21 +108,31 @@ std::vector<unsigned> order_of(unsigned n, std::mt19937& random) {
   return order;
 }
 
+// Runs a warp until all of its threads wait for other warps or are done. Returns true if any thread ran.
+bool run_warp(Block& block, unsigned warp, std::mt19937& random) {
+  bool any = false;
+  for (bool progress = true; progress; any |= progress) {
+    progress = false;
+    for (unsigned lane : order_of(32, random)) {
+      Fiber& fiber = *block.fibers[warp * 32 + lane];
+      if (!fiber.can_run()) continue;
+      machine().thread = {warp * 32 + lane};
+      resume(fiber);
+      progress = true;
+    }
+  }
+  return any;
+}
 
-// Runs a block until all of its threads wait for other blocks or are done. Returns true if any thread ran.
+// The same of a block. A warp gets as far ahead of the others as it can.
 bool run_block(unsigned number, std::mt19937& random) {
   Block& block = all_blocks[number];
-  Machine& m = machine();
+  machine().block = {number};
   std::memcpy(shared_memory, block.shared.data(), block.shared.size());
   bool any = false;
   for (bool progress = true; progress; any |= progress) {
     progress = false;
-    for (unsigned i : order_of(m.threads.x, random)) {
-      if (!block.fibers[i]->can_run()) continue;
-      m.thread = {i}, m.block = {number};
-      resume(*block.fibers[i]);
-      progress = true;
-    }
+    for (unsigned warp : order_of(unsigned(block.warps.size()), random)) progress |= run_warp(block, warp, random);
   }
   std::memcpy(block.shared.data(), shared_memory, block.shared.size());
   return any;

@@ -1,5 +1,6 @@
-// A machine that runs the threads of a kernel one after another, each until it has to wait: fibers of one OS thread, the
-// same order every time. The order is a choice: code that lacks a barrier works in one and fails in another.
+// A machine that runs the threads of a kernel one after another, each until it has to wait: fibers of one OS thread,
+// the same order every time. The order is a choice, and warps run as far ahead of each other as barriers allow: code
+// that lacks a barrier works in one order and fails in another.
 #pragma once
 
 #include <array>
