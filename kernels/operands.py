@@ -2,8 +2,6 @@
 
 from typing import overload
 
-from typing import overload
-
 import torch
 from torch import Tensor
 
@@ -13,21 +11,9 @@ def matrix(tensor: Tensor) -> tuple[Tensor, int]: ...
 
 
 @overload
-def matrix(tensor: None) -> tuple[None, int]: ...
-
-
-@overload
-@overload
-def matrix(tensor: Tensor) -> tuple[Tensor, int]: ...
-@overload
-def matrix(tensor: Tensor | None) -> tuple[Tensor | None, int]: ...
 def matrix(tensor: Tensor | None) -> tuple[Tensor | None, int]: ...
 
 
-@overload
-def matrix(tensor: Tensor) -> tuple[Tensor, int]: ...
-@overload
-def matrix(tensor: Tensor | None) -> tuple[Tensor | None, int]: ...
 def matrix(tensor: Tensor | None) -> tuple[Tensor | None, int]:
     """A matrix whose rows have unit stride, copied if it must be, and the stride between rows."""
     if tensor is None:
