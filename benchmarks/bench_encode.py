@@ -60,7 +60,7 @@ def screened_races(case: Case, weights: Weights, run: Run) -> Iterator[Race]:
 
 def _ours(case: Case, weights: Weights, h: Tensor, screened: bool) -> Callable[[], SparseCodes]:
     sae = weights.sae(case.activation, case.K)
-    width = case.K if case.activation == "topk" else 2 * case.K + 16  # a threshold leaves K on average
+    width = case.K if case.activation == "topk" else 8 * case.K  # a threshold leaves K on average
     return partial(ops.encode, h, sae.with_screen() if screened else sae, width)
 
 

@@ -217,21 +217,21 @@ def test_lowering_by_hand():
         activation=ss.JumpReLU(torch.tensor([7.0, 8, 9])),
     )  # fmt: skip
     plan = sae.plan(Edit.floor({2: 4}) | Edit.scale({0: 3}, when_active=True) | Edit.add({1: 2}))
-    assert plan.encoder.tolist() == [[3, 30], [1, 10]] and plan.decoder.tolist() == [[7, 8], [1, 1]]
-    assert plan.features.tolist() == [2, 0] and plan.constant_features.tolist() == [1]
+    assert plan.encoder.tolist() == [[1, 10], [3, 30]] and plan.decoder.tolist() == [[1, 1], [7, 8]]
+    assert plan.features.tolist() == [0, 2] and plan.constant_features.tolist() == [1]
     assert plan.delta_bias.tolist() == [10, 12]
     # bias = b_enc - W_enc . b_dec
     assert plan.rows.tolist() == [
-        [0.125 - 63, 9, 1, 0, 0, 4, -1, 1, 4, 0],
         [0.5 - 21, 7, 1, 0, 0, 0, 2, 0, 0, 1],
+        [0.125 - 63, 9, 1, 0, 0, 4, -1, 1, 4, 0],
     ]
 
 
 def test_slots_are_the_last_rows():
     plan = random_sae(ss.Slots(5, rest=ss.JumpReLU(0.25))).plan(Edit.set({14: 1, 15: 2, 0: 3, 19: 4}))
     inf = float("inf")
-    assert plan.rows[:, Column.THRESHOLD].tolist() == [0.25, -inf, 0.25, -inf]
-    assert plan.rows[:, Column.FLOOR].tolist() == [0, -inf, 0, -inf]
+    assert plan.rows[:, Column.THRESHOLD].tolist() == [0.25, 0.25, -inf, -inf]
+    assert plan.rows[:, Column.FLOOR].tolist() == [0, 0, -inf, -inf]
 
 
 def test_an_edit_that_changes_nothing_touches_nothing():
