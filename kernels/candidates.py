@@ -57,8 +57,9 @@ def write_sample(
         tokens, in_tokens, rows, in_rows, width, STEP,
     )  # fmt: skip
     packed = tl.where(in_rows[None, :], pack(ordered(z), rows[None, :]), LOWEST)
-    at = tokens[:, None] * capacity + (tl.program_id(1) * ROWS + tl.arange(0, ROWS))[None, :]
-    tl.store(packed_ptr + at, packed, in_tokens[:, None] & (at >= 0))
+    at = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    inside = in_tokens[:, None] & (at < capacity)[None, :]
+    tl.store(packed_ptr + tokens[:, None] * capacity + at[None, :], packed, inside)
 
 
 @triton.jit
@@ -122,7 +123,7 @@ def write_candidates(
         tokens, in_tokens, rows, in_rows, width, STEP,
     )  # fmt: skip
     floor = tl.full([TOKENS], LOWEST, tl.int64)
-    if floor_ptr is not None:
+    if rows_ptr is None:
         floor = tl.load(floor_ptr + tokens, in_tokens, other=LOWEST)
     found = (rows_ptr, floor[:, None], packed_ptr, count_ptr, capacity)
     if ROWS <= WIDEST_APPEND:
@@ -139,15 +140,19 @@ def write_candidates(
 def recompute_candidates(
     x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride, scale_ptr, bias_ptr, bias_stride,
     rows_ptr, floor_ptr, packed_ptr, count_ptr, n_features, width, want, capacity,
-    ROWS: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr,
+    TOKENS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """For a token with more candidates than room: all features again, the buffer cut to the best when it is full."""
+    """For a token with more candidates than room: all features again, the buffer cut to the best when it is full.
+
+    The token has a tile for itself, of the size of the stream's: so its numbers are the same to the bit.
+    """
     token = tl.program_id(0).to(tl.int64)
     if tl.load(count_ptr + token) > capacity:
         packed_ptr += token * capacity
-        tokens = token + tl.arange(0, 1)
+        tokens = token + tl.arange(0, TOKENS)
+        own = tokens == token
         floor = tl.full([], LOWEST, tl.int64)
-        if floor_ptr is not None:
+        if rows_ptr is None:
             floor = tl.load(floor_ptr + token)
         held = 0
         for first in range(0, n_features, ROWS):
@@ -155,8 +160,9 @@ def recompute_candidates(
             in_rows = rows < n_features
             z = pre_activations(
                 x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride,
-                scale_ptr, bias_ptr, bias_stride, tokens, tokens >= 0, rows, in_rows, width, STEP,
+                scale_ptr, bias_ptr, bias_stride, tokens, own, rows, in_rows, width, STEP,
             )  # fmt: skip
+            z = tl.sum(tl.where(own[:, None], z, 0.0), axis=0)[None, :]
             key, chosen = candidates_of(z, rows_ptr, rows, in_rows, floor)
             packed = tl.reshape(pack(key, rows[None, :]), [ROWS])
             chosen = tl.where(packed >= floor, tl.reshape(chosen.to(tl.int32), [ROWS]), 0)

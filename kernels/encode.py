@@ -16,9 +16,6 @@ from sparsesteer.kernels.operands import matrix, weights
 from sparsesteer.kernels.select import finish_codes, keep_best, unpack_codes
 from sparsesteer.kernels.tiling import MAX_REGISTERS, ceil_div, power_of_two
 from sparsesteer.kernels.tiling_encode import (
-    RECOMPUTE_ROWS,
-    RECOMPUTE_STEP,
-    RECOMPUTE_WARPS,
     SCALES_STEP,
     SELECT_BLOCK,
     SELECT_WARPS,
@@ -64,8 +61,8 @@ class Candidates(NamedTuple):
     """What may be chosen for each token; at least the best k, or all that are active, or the best of those."""
 
     packed: Tensor  # int64 [N, capacity]
-    count: Tensor  # int32 [N], beyond the capacity for a token whose candidates are only the best ones
-    floor: Tensor | None  # int64 [N], the k-th largest of the sample, which is in the candidates; None without one
+    found: Tensor  # int32 [N], beyond the capacity for a token whose candidates are only the best ones
+    floor: Tensor  # int64 [N], the k-th largest of the sample, which is in the candidates; unset without one
 
 
 def encode(
@@ -110,9 +107,10 @@ def scales(x: Tensor, residual: Tensor | None, input_norm: int, scale_rule: int)
 
 def stream_of(x: Tensor, residual: Tensor | None, encoder: Tensor, scale: Tensor | None, bias: Tensor) -> Stream:
     """Tokens x (+ residual) [N, D] before an encoder [F, D]."""
-    x, residual, encoder = (matrix(tensor)[0] for tensor in (x, residual, weights(encoder)))
+    encoder = weights(encoder)
     narrow = encoder.dtype == torch.bfloat16 == x.dtype and residual is None
-    return Stream(x, residual, encoder, scale, bias, stream_tiling(len(x), len(encoder), narrow))
+    tiling = stream_tiling(len(x), len(encoder), narrow)
+    return Stream(matrix(x)[0], matrix(residual)[0], matrix(encoder)[0], scale, bias, tiling)
 
 
 def find_candidates(stream: Stream, rows: Tensor | None, want: int, select: SelectTiling) -> Candidates:
@@ -122,10 +120,9 @@ def find_candidates(stream: Stream, rows: Tensor | None, want: int, select: Sele
     blocks = ceil_div(n_features, stream.tiling.rows)
     packed = stream.x.new_empty(n, select.capacity, dtype=torch.int64)
     count = stream.x.new_zeros(n, dtype=torch.int32)
-    floor, sample_blocks = None, 0
-    if select.every:
-        sample_blocks = ceil_div(blocks, select.every)
-        floor = packed.new_empty(n)
+    floor = packed.new_empty(n)
+    sample_blocks = ceil_div(blocks, select.every) if select.every else 0
+    if sample_blocks:
         write_sample[tiles, sample_blocks](
             *stream.operands, packed, *(n, n_features, width, select.capacity, select.every),
             **stream.tiling.blocks, **stream.tiling.options,
@@ -143,8 +140,7 @@ def find_candidates(stream: Stream, rows: Tensor | None, want: int, select: Sele
         if select.capacity < n_features:
             recompute_candidates[(n,)](
                 *stream.operands, *found, n_features, width, want, select.capacity,
-                ROWS=RECOMPUTE_ROWS, STEP=RECOMPUTE_STEP, BLOCK=SELECT_BLOCK,
-                num_warps=RECOMPUTE_WARPS, maxnreg=MAX_REGISTERS,
+                BLOCK=SELECT_BLOCK, **stream.tiling.blocks, **stream.tiling.options,
             )  # fmt: skip
     return Candidates(packed, count, floor)
 
@@ -153,15 +149,15 @@ def _encode_chunk(stream: Stream, rows: Tensor, k: int, select: SelectTiling, co
     values, indices, active = codes
     width = values.shape[1]
     want = min(k or width, len(rows))
-    found = find_candidates(stream, None if k else rows, want, select)
+    candidates = find_candidates(stream, None if k else rows, want, select)
     in_kernel = max(want, width) <= SORT_LIMIT
     finish_codes[(len(values),)](
-        found.packed, found.count, rows, values, indices, active, want, width, select.capacity,
+        candidates.packed, candidates.found, rows, values, indices, active, want, width, select.capacity,
         TOPK=k > 0, SORTED=in_kernel, WIDE=power_of_two(want) if in_kernel else SORT_LIMIT,
         BLOCK=SELECT_BLOCK, **SELECT_OPTIONS,
     )  # fmt: skip
     if not in_kernel:
-        ordered = found.packed[:, :want].sort(dim=1, descending=True).values
+        ordered = candidates.packed[:, :want].sort(dim=1, descending=True).values
         unpack_codes[len(values), ceil_div(width, SELECT_BLOCK)](
             ordered, values, indices, want, width, BLOCK=SELECT_BLOCK, **SELECT_OPTIONS
         )

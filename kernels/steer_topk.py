@@ -189,10 +189,10 @@ def _kth_largest(stream: Stream, k: int) -> Tensor:
     select = select_tiling(*stream.sizes[:2], k, k, stream.tiling)
     floors = []
     for start in range(0, len(stream.x), select.chunk):
-        found = find_candidates(stream.part(slice(start, start + select.chunk)), None, k, select)
-        keep_best[(len(found.packed),)](
-            found.packed, found.count, found.floor, 0, k, select.capacity,
+        candidates = find_candidates(stream.part(slice(start, start + select.chunk)), None, k, select)
+        keep_best[(len(candidates.packed),)](
+            candidates.packed, candidates.found, candidates.floor, 0, k, select.capacity,
             SAMPLED=False, BLOCK=SELECT_BLOCK, **SELECT_OPTIONS,
         )  # fmt: skip
-        floors.append(found.floor)
+        floors.append(candidates.floor)
     return torch.cat(floors)

@@ -12,9 +12,6 @@ SELECT_WARPS = 8
 SORT_LIMIT = 1024  # beyond, a library sorts
 SCALES_STEP = 1024
 COUNT_AT_ONCE = 16  # edited features that are counted together beside a single token
-RECOMPUTE_ROWS = 64
-RECOMPUTE_STEP = 64
-RECOMPUTE_WARPS = 8
 _LEAST_CAPACITY = 1024
 _SURE_K = 64  # a smaller k has too wide a spread of candidates
 

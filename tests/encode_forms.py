@@ -1,7 +1,7 @@
 """Ways to cut ``encode`` into programs that small shapes would not take by themselves."""
 
 from sparsesteer.kernels.tiling import ceil_div
-from sparsesteer.kernels.tiling_encode import RECOMPUTE_ROWS, SelectTiling, StreamTiling
+from sparsesteer.kernels.tiling_encode import SelectTiling, StreamTiling
 
 CHUNK = 2  # tokens
 
@@ -17,7 +17,7 @@ def roomy(n, n_features, k, width, tiling):
 
 def cramped(n, n_features, k, width, tiling):
     """As little room as is legal: many tokens are computed again, their buffers cut over and over."""
-    return _select(n_features, k, tiling.rows, (k or width) + RECOMPUTE_ROWS)
+    return _select(n_features, k, tiling.rows, (k or width) + tiling.rows)
 
 
 def _select(n_features, k, rows, room):

@@ -69,7 +69,7 @@ def test_a_spill_is_seen():
     assert aot.compile_for(squeezed, 80).spilled_bytes > 0
 
 
-STREAMS = {"edited_pre_activations", "count_before", "write_sample", "write_candidates"}
+STREAMS = {"edited_pre_activations", "count_before", "write_sample", "write_candidates", "recompute_candidates"}
 
 
 def check_one_order(n, rows, capability):
@@ -83,7 +83,10 @@ def check_one_order(n, rows, capability):
         if launch.kernel.__name__ in STREAMS
     }
     assert ways.keys() == STREAMS
-    assert all(ways.values()) and len(set(ways.values())) == 1
+    one = ways["edited_pre_activations"]
+    assert one and all(way[: len(one)] == one for way in ways.values())
+    # picking one token's numbers out of a tile is a sum too, over zeros
+    assert {name for name, way in ways.items() if way != one} <= {"recompute_candidates"}
 
 
 @pytest.mark.parametrize(("n", "rows"), [(1, "bf16"), (1024, "bf16"), (32, "fp32")])

@@ -129,7 +129,7 @@ def test_a_full_buffer_is_cut_again_and_again(cramped, monkeypatch, k):
     launch = encode_kernels.find_candidates
     monkeypatch.setattr(encode_kernels, "find_candidates", lambda *a: found.append(launch(*a)) or found[0])
     check_exactly(given)
-    assert (found[0].count > found[0].packed.shape[1]).all(), "the buffer should overflow"
+    assert (found[0].found > found[0].packed.shape[1]).all(), "the buffer should overflow"
 
 
 def test_a_token_of_zeros_ties_everywhere_and_still_fits(cramped):
@@ -236,7 +236,7 @@ def test_the_order_of_arrival_does_not_show(monkeypatch):
 
     def shuffled(*args):
         candidates = found(*args)
-        for packed, count in zip(candidates.packed, candidates.count.tolist(), strict=True):
+        for packed, count in zip(candidates.packed, candidates.found.tolist(), strict=True):
             packed[:count] = packed[torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(DEVICE)]
         return candidates
 

@@ -7,7 +7,6 @@ import pytest
 from sparsesteer.kernels.tiling import MIN_DOT, ceil_div, power_of_two
 from sparsesteer.kernels.tiling_encode import (
     MAX_GRID,
-    RECOMPUTE_ROWS,
     SCRATCH_BYTES,
     SelectTiling,
     select_tiling,
@@ -43,7 +42,7 @@ def test_every_selection_is_legal(n, k):
             held = n_features if tiling.every == 1 else tiling.sampled - (stream.rows - 1)
             assert held >= wanted, "a sample bounds only as many as it holds"
         if tiling.capacity < n_features:
-            assert tiling.capacity >= (wanted or min(width, n_features)) + RECOMPUTE_ROWS
+            assert tiling.capacity >= (wanted or min(width, n_features)) + stream.rows
         assert tiling.chunk % stream.tokens == 0 and tiling.chunk <= MAX_GRID
         least = stream.tokens * tiling.capacity
         assert tiling.chunk * tiling.capacity <= max(SCRATCH_BYTES // 8, least) < 2**31
