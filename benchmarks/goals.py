@@ -109,4 +109,8 @@ def _line(goal: Goal, rows: list[Record]) -> str:
     n_reached = sum(goal.distance(row) >= 0 for row in rows)
     sizes = " ".join(f"{letter}={worst[letter]}" for letter in "DFNMKS" if worst[letter])
     place = f"{sizes} {worst['activation']} {worst['dtype']} {worst['cache']}"
-    return f"{goal.text}: {n_reached} of {len(rows)}; worst {worst[goal.field]:.3g} (goal {goal.bound:.3g}) at {place}"
+    return f"{goal.text}: {n_reached} of {len(rows)}; worst {_brief(worst[goal.field])} (goal {_brief(goal.bound)}) at {place}"
+
+
+def _brief(number: float) -> str:
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"

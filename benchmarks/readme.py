@@ -66,7 +66,7 @@ def _table(lines: Iterable[best.Line]) -> str:
 def _cell(cell: best.Cell | None) -> str:
     if cell is None:
         return ""
-    ratio = f"{cell.ratio:.2g}" if cell.ratio >= 2 else f"{cell.ratio:.2f}"
+    ratio = f"{cell.ratio:.1f}" if cell.ratio >= 2 else f"{cell.ratio:.2f}"
     return f"{f'**{ratio}**' if cell.ratio < 1 else ratio} ({cell.percent_of_limit:.0f} %)"
 
 
