@@ -109,7 +109,8 @@ def _line(goal: Goal, rows: list[Record]) -> str:
     n_reached = sum(goal.distance(row) >= 0 for row in rows)
     sizes = " ".join(f"{letter}={worst[letter]}" for letter in "DFNMKS" if worst[letter])
     place = f"{sizes} {worst['activation']} {worst['dtype']} {worst['cache']}"
-    return f"{goal.text}: {n_reached} of {len(rows)}; worst {_brief(worst[goal.field])} (goal {_brief(goal.bound)}) at {place}"
+    numbers = f"worst {_brief(worst[goal.field])} (goal {_brief(goal.bound)})"
+    return f"{goal.text}: {n_reached} of {len(rows)}; {numbers} at {place}"
 
 
 def _brief(number: float) -> str:
