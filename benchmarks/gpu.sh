@@ -63,12 +63,13 @@ fi
 
 MAX_JOBS=${MAX_JOBS:-$(nproc)}
 export MAX_JOBS
-choice=cuda
+choice=cuda build_limit=140
 if [[ -n $cuda_missing || -z $nvcc ]]; then
   skip build_cuda "${cuda_missing:-no nvcc}"
   choice=cpu
+  [[ -z $cuda_missing ]] || build_limit=500 # nothing but the build is left
 fi
-step "build_$choice" 140 env SPARSESTEER_BUILD=$choice "$python" setup.py build_ext --inplace
+step "build_$choice" "$build_limit" env SPARSESTEER_BUILD=$choice "$python" setup.py build_ext --inplace
 step versions 10 "$python" -c 'import json; from sparsesteer.benchmarks import machine
 import torch; print(json.dumps(machine.facts("cuda" if torch.cuda.is_available() else "cpu"), indent=1))'
 
