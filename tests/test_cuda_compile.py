@@ -17,7 +17,7 @@ from torch.utils.cpp_extension import include_paths
 KERNELS = Path(__file__).resolve().parents[1] / "csrc/cuda"
 SOURCES = sorted(KERNELS.glob("*.cu"))
 BINDINGS = sorted(KERNELS.glob("*.cpp"))
-# Bytes that are spilled all the same: by steer_topk for 8 tokens with bf16 rows, 8 stored and 4 loaded once a call.
+# Bytes that are spilled all the same: by steer_topk for 8 tokens with bf16 rows, 8 stored and 4 loaded.
 KNOWN_SPILLS = {("steer_topk", "sm_90a"): 12}
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 
