@@ -5,7 +5,7 @@ import pytest
 from sparsesteer import _native
 
 
-@pytest.fixture(params=("portable", "avx2", "avx512"), autouse=True)
+@pytest.fixture(params=("portable", "avx2", "avx512", "avx512_bf16"), autouse=True)
 def simd(request):
     """The instruction set of the kernels; the test is skipped where this machine lacks it."""
     before = _native.build_info()["simd"]

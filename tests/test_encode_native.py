@@ -76,6 +76,16 @@ def test_dtypes(dtype, row_dtype, k):
     check_exactly(encode_arguments(5, 37, 150, k, 60, dtype=dtype, row_dtype=row_dtype, whole=True, duplicates=True))
 
 
+BF16 = {"dtype": torch.bfloat16, "row_dtype": torch.bfloat16}  # multiplied in pairs, where the machine can
+
+
+@pytest.mark.parametrize("width", [1, 2, 31, 32, 33, 64, 95, 2304])
+@pytest.mark.parametrize("n", [1, 2, 13])
+def test_bf16_tokens_with_bf16_rows(n, width):
+    check(encode_arguments(n, width, 90, 0, 90, activation="identity", **BF16))
+    check_exactly(encode_arguments(n, width, 90, 7, whole=True, duplicates=True, **BF16))
+
+
 @pytest.mark.parametrize("input_norm", InputNorm, ids=lambda norm: norm.name)
 @pytest.mark.parametrize("k", [0, 9])
 def test_input_norms(k, input_norm):
@@ -161,8 +171,9 @@ def test_negative_zero_ties_with_zero():
 
 @pytest.mark.parametrize("k", [0, 9])
 @pytest.mark.parametrize("n", [1, 7, 130])
-def test_same_bits_in_any_batch_and_number_of_threads(n, k):
-    given = encode_arguments(n, 77, 150, k, 20, input_norm=InputNorm.LAYER_NORM)
+@pytest.mark.parametrize("dtypes", [{}, BF16], ids=["fp32", "bf16"])
+def test_same_bits_in_any_batch_and_number_of_threads(n, k, dtypes):
+    given = encode_arguments(n, 77, 150, k, 20, input_norm=InputNorm.LAYER_NORM, **dtypes)
     whole = run(given)
     threads = torch.get_num_threads()
     try:
@@ -195,13 +206,11 @@ def test_strides():
 
 @pytest.mark.parametrize("shape", [(1, 576, 700, 32), (2, 129, 300, 5), (4, 77, 91, 20), (5, 33, 60, 4)], ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("row_dtype", ROW_DTYPES, ids=str)
-def test_the_screened_form_gives_the_same_bits(shape, activation, row_dtype):
+@pytest.mark.parametrize("dtypes", [{}, {"row_dtype": torch.bfloat16}, BF16], ids=["fp32", "bf16 rows", "bf16"])
+def test_the_screened_form_gives_the_same_bits(shape, activation, dtypes):
     n, d, f, k = shape
     for whole, duplicates in ((False, False), (False, True), (True, True)):
-        given = encode_arguments(
-            n, d, f, k, activation=activation, row_dtype=row_dtype, whole=whole, duplicates=duplicates
-        )
+        given = encode_arguments(n, d, f, k, activation=activation, whole=whole, duplicates=duplicates, **dtypes)
         same(run_screened(given), run(given))
         given |= {"k": 0, "width": 30, "input_norm": int(InputNorm.CONSTANT_NORM)}
         same(run_screened(given), run(given))

@@ -49,6 +49,9 @@ SPARSESTEER_DECLARE_CODES
 namespace avx512 {
 SPARSESTEER_DECLARE_CODES
 }
+namespace avx512_bf16 {
+SPARSESTEER_DECLARE_CODES
+}
 #undef SPARSESTEER_DECLARE_CODES
 
 }  // namespace sparsesteer

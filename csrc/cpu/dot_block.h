@@ -46,23 +46,58 @@ SPARSESTEER_INLINE void sums(const Vec<C>* v, C* out) {
   if constexpr (N > now) sums<C, N - now>(v + now, out + now);
 }
 
+// A step of a sum over columns: what is read of a token of type X and of a row of type R, and how it is added.
+template <typename C, typename X, typename R>
+struct Step {
+  using Columns = Vec<C>;
+  static constexpr int64_t kColumns = kLanes<C>;
+
+  template <typename S>
+  static SPARSESTEER_INLINE Columns read(const S* p) {
+    return load(p);
+  }
+  template <typename S>
+  static SPARSESTEER_INLINE Columns read_part(const S* p, int64_t n) {
+    return load_part<C>(p, n);
+  }
+  static SPARSESTEER_INLINE Vec<C> add(Vec<C> total, Columns token, Columns row) { return total + row * token; }
+};
+
+#ifdef SPARSESTEER_BF16_PAIRS
+// Two columns a lane, products exact, sums in fp32; subnormal numbers count as 0.
+template <>
+struct Step<float, BFloat16, BFloat16> {
+  using Columns = __m512bh;
+  static constexpr int64_t kColumns = 2 * kLanes<float>;
+
+  static SPARSESTEER_INLINE Columns read(const BFloat16* p) { return bit_cast<Columns>(_mm512_loadu_si512(p)); }
+  static SPARSESTEER_INLINE Columns read_part(const BFloat16* p, int64_t n) {
+    return bit_cast<Columns>(_mm512_maskz_loadu_epi16((1u << n) - 1, p));
+  }
+  static SPARSESTEER_INLINE Vec<float> add(Vec<float> total, Columns token, Columns row) {
+    return bit_cast<Vec<float>>(_mm512_dpbf16_ps(bit_cast<__m512>(total), token, row));
+  }
+};
+#endif
+
 // z[j * row_stride + t * token_stride] = x[t] . rows[j] for JR rows and TG tokens.
-template <typename C, typename R, int JR, int TG>
-SPARSESTEER_INLINE void dot_block(const C* const* x, const R* const* rows, int64_t d, C* z, int64_t row_stride,
+template <typename C, int JR, int TG, typename X, typename R>
+SPARSESTEER_INLINE void dot_block(const X* const* x, const R* const* rows, int64_t d, C* z, int64_t row_stride,
                                   int64_t token_stride) {
+  using Step = Step<C, X, R>;
   Vec<C> total[TG][JR] = {};
-  const auto add = [&](const Vec<C>(&token)[TG], int j, Vec<C> row) {
-    for (int t = 0; t < TG; ++t) total[t][j] += row * token[t];
+  typename Step::Columns token[TG];
+  const auto add = [&](int j, typename Step::Columns row) {
+    for (int t = 0; t < TG; ++t) total[t][j] = Step::add(total[t][j], token[t], row);
   };
-  Vec<C> token[TG];
   int64_t k = 0;
-  for (; k + kLanes<C> <= d; k += kLanes<C>) {
-    for (int t = 0; t < TG; ++t) token[t] = load(x[t] + k);
-    for (int j = 0; j < JR; ++j) add(token, j, load(rows[j] + k));
+  for (; k + Step::kColumns <= d; k += Step::kColumns) {
+    for (int t = 0; t < TG; ++t) token[t] = Step::read(x[t] + k);
+    for (int j = 0; j < JR; ++j) add(j, Step::read(rows[j] + k));
   }
   if (k < d) {
-    for (int t = 0; t < TG; ++t) token[t] = load_part<C>(x[t] + k, d - k);
-    for (int j = 0; j < JR; ++j) add(token, j, load_part<C>(rows[j] + k, d - k));
+    for (int t = 0; t < TG; ++t) token[t] = Step::read_part(x[t] + k, d - k);
+    for (int j = 0; j < JR; ++j) add(j, Step::read_part(rows[j] + k, d - k));
   }
   C products[TG * JR];
   sums<C, TG * JR>(&total[0][0], products);

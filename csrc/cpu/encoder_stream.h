@@ -15,12 +15,22 @@ namespace sparsesteer::SPARSESTEER_ISA {
 constexpr int64_t kTileFeatures = 16;
 constexpr int64_t kPanelTokens = 264;  // of one thread: a tile of features in L1 serves so many
 
+// True if bf16 tokens are multiplied with rows of type R as they are.
+#ifdef SPARSESTEER_BF16_PAIRS
+template <typename R>
+constexpr bool kMultipliesPairs = std::is_same_v<R, BFloat16>;
+#else
+template <typename R>
+constexpr bool kMultipliesPairs = false;
+#endif
+
 // Tokens in the compute type, with their input scales.
 template <typename C>
 class Panel {
  public:
   Panel(const EncodeArgs& args, int64_t first, int64_t n) : n(n), x(n), scale(n), a(args), first(first) {
     if (!in_place()) copies.resize(n * a.d);
+    if (!a.residual && a.tensor_type == Scalar::BFLOAT16) bf16.resize(n);
   }
 
   // Tokens [t0, t1) of the panel.
@@ -33,6 +43,14 @@ class Panel {
   }
 
   int64_t token(int64_t t) const { return a.tokens ? a.tokens[first + t] : first + t; }
+
+  // go(pointers to the tokens) in the type in which they are multiplied with rows of type R.
+  template <typename R, typename Go>
+  void with_tokens_for(Go&& go) const {
+    if constexpr (kMultipliesPairs<R>)
+      if (!bf16.empty()) return go(bf16.data());
+    go(x.data());
+  }
 
   const int64_t n;
   std::vector<const C*> x;
@@ -51,6 +69,8 @@ class Panel {
         const T* added = a.residual ? static_cast<const T*>(a.residual) + token(t) * a.residual_stride : nullptr;
         widen(source, added, a.d, copies.data() + t * a.d);
         x[t] = copies.data() + t * a.d;
+        if constexpr (std::is_same_v<T, BFloat16>)
+          if (!added) bf16[t] = source;
       }
       scale[t] = input_scale(x[t], a.d, InputNorm(a.input_norm));
     }
@@ -59,40 +79,40 @@ class Panel {
   const EncodeArgs& a;
   int64_t first;
   std::vector<C> copies;
+  std::vector<const BFloat16*> bf16;  // the tokens themselves, where they are bf16 and nothing is added
 };
 
-// z[t * kTileFeatures + j] of JR encoder rows and all tokens.
-template <int JR, typename C, typename R>
-SPARSESTEER_INLINE void dot_rows(const Panel<C>& panel, int64_t t, int64_t t1, const R* const* rows, int64_t d, C* z) {
+// z[t * kTileFeatures + j] of JR encoder rows and tokens [t, t1).
+template <int JR, typename C, typename X, typename R>
+SPARSESTEER_INLINE void dot_rows(const X* const* x, int64_t t, int64_t t1, const R* const* rows, int64_t d, C* z) {
   const auto group = [&](auto size) {
     constexpr int tokens = decltype(size)::value;
     for (; t + tokens <= t1; t += tokens)
-      dot_block<C, R, JR, tokens>(panel.x.data() + t, rows, d, z + t * kTileFeatures, 1, kTileFeatures);
+      dot_block<C, JR, tokens>(x + t, rows, d, z + t * kTileFeatures, 1, kTileFeatures);
   };
   if constexpr (kTokenGroup > 4) group(std::integral_constant<int, 4>());
   group(std::integral_constant<int, 2>());
   group(std::integral_constant<int, 1>());
 }
 
-// z[t][j] = x[t] . row j for the `count` rows of a tile.
-template <typename C, typename R>
-void dot_tile(const Panel<C>& panel, const R* const* rows, int64_t count, int64_t d, C* z) {
+// z[t][j] = x[t] . row j for n tokens and the `count` rows of a tile.
+template <typename C, typename X, typename R>
+void dot_tile(const X* const* x, int64_t n, const R* const* rows, int64_t count, int64_t d, C* z) {
   int64_t t = 0;
-  for (; t + kTokenGroup <= panel.n; t += kTokenGroup) {
+  for (; t + kTokenGroup <= n; t += kTokenGroup) {
     int64_t j = 0;
     for (; j + kRowGroup <= count; j += kRowGroup)
-      dot_block<C, R, kRowGroup, kTokenGroup>(panel.x.data() + t, rows + j, d, z + t * kTileFeatures + j, 1,
-                                              kTileFeatures);
+      dot_block<C, kRowGroup, kTokenGroup>(x + t, rows + j, d, z + t * kTileFeatures + j, 1, kTileFeatures);
     for (; j < count; ++j)
-      dot_block<C, R, 1, kTokenGroup>(panel.x.data() + t, rows + j, d, z + t * kTileFeatures + j, 1, kTileFeatures);
+      dot_block<C, 1, kTokenGroup>(x + t, rows + j, d, z + t * kTileFeatures + j, 1, kTileFeatures);
   }
   int64_t j = 0;
-  if (panel.n == 1)
+  if (n == 1)
     for (; j + kRowGroupOneToken <= count; j += kRowGroupOneToken)
-      dot_block<C, R, kRowGroupOneToken, 1>(panel.x.data(), rows + j, d, z + j, 1, kTileFeatures);
-  if (t == panel.n) return;
-  for (; j + kRowGroup <= count; j += kRowGroup) dot_rows<kRowGroup>(panel, t, panel.n, rows + j, d, z + j);
-  for (; j < count; ++j) dot_rows<1>(panel, t, panel.n, rows + j, d, z + j);
+      dot_block<C, kRowGroupOneToken, 1>(x, rows + j, d, z + j, 1, kTileFeatures);
+  if (t == n) return;
+  for (; j + kRowGroup <= count; j += kRowGroup) dot_rows<kRowGroup>(x, t, n, rows + j, d, z + j);
+  for (; j < count; ++j) dot_rows<1>(x, t, n, rows + j, d, z + j);
 }
 
 // go(R()) for the type R of encoder rows.
@@ -114,7 +134,7 @@ void stream(const Panel<C>& panel, const EncodeArgs& a, const int64_t* features,
     const int64_t count = std::min(kTileFeatures, end - j);
     for (int64_t i = 0; i < count; ++i)
       rows[i] = static_cast<const R*>(a.encoder) + (features ? features[j + i] : j + i) * a.d;
-    dot_tile(panel, rows, count, a.d, z.data());
+    panel.template with_tokens_for<R>([&](auto x) { dot_tile(x, panel.n, rows, count, a.d, z.data()); });
     visit(j, count, z.data());
   }
 }

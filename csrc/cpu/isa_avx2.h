@@ -1,22 +1,9 @@
 // Everything after this header is compiled for machines with AVX2 and chosen at run time; SPARSESTEER_ISA stays
-// undefined where the compiler cannot. Standard headers come before the pragma: an inline function of theirs compiled
-// for this instruction set could be linked into code that runs on any machine.
+// undefined where the compiler cannot.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#include <immintrin.h>
-#include <omp.h>
-
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <functional>
-#include <limits>
-#include <memory>
-#include <type_traits>
-#include <utility>
-#include <vector>
+#include "isa_headers.h"
 
 #pragma GCC target("avx2,fma,f16c")
 #define SPARSESTEER_ISA avx2

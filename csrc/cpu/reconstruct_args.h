@@ -23,5 +23,8 @@ void steer_reconstruct(const ReconstructArgs& args, int threads);
 namespace avx512 {
 void steer_reconstruct(const ReconstructArgs& args, int threads);
 }
+namespace avx512_bf16 {
+void steer_reconstruct(const ReconstructArgs& args, int threads);
+}
 
 }  // namespace sparsesteer

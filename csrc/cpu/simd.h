@@ -67,10 +67,33 @@ SPARSESTEER_INLINE Vec<double> load(const double* p) {
   return v;
 }
 
+// The compiler splits a conversion of vectors in two: intrinsics where there are any.
+SPARSESTEER_INLINE Bits32 widen(Bits16 bits) {
+#if SPARSESTEER_VECTOR_BYTES == 64
+  return bit_cast<Bits32>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(bits)));
+#elif SPARSESTEER_VECTOR_BYTES == 32
+  return bit_cast<Bits32>(_mm256_cvtepu16_epi32(bit_cast<__m128i>(bits)));
+#else
+  return __builtin_convertvector(bits, Bits32);
+#endif
+}
+
+// Of numbers below 2^16.
+SPARSESTEER_INLINE Bits16 narrow(Bits32 bits) {
+#if SPARSESTEER_VECTOR_BYTES == 64
+  return bit_cast<Bits16>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(bits)));
+#elif SPARSESTEER_VECTOR_BYTES == 32
+  const __m256i pairs = _mm256_packus_epi32(bit_cast<__m256i>(bits), bit_cast<__m256i>(bits));
+  return bit_cast<Bits16>(_mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0b1000)));
+#else
+  return __builtin_convertvector(bits, Bits16);
+#endif
+}
+
 SPARSESTEER_INLINE Vec<float> load(const BFloat16* p) {
   Bits16 bits;
   std::memcpy(&bits, p, sizeof bits);
-  return bit_cast<Vec<float>>(__builtin_convertvector(bits, Bits32) << 16);
+  return bit_cast<Vec<float>>(widen(bits) << 16);
 }
 
 SPARSESTEER_INLINE Vec<float> load(const Half* p) {
@@ -107,8 +130,8 @@ SPARSESTEER_INLINE void store(BFloat16* p, Vec<float> v) {
   const Bits32 bits = bit_cast<Bits32>(v);
   const Bits32 rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   const Bits32 is_nan = bit_cast<Bits32>((bits & 0x7fffffff) > 0x7f800000);
-  const Bits16 narrow = __builtin_convertvector((is_nan & 0x7fc0) | (~is_nan & rounded), Bits16);
-  std::memcpy(p, &narrow, sizeof narrow);
+  const Bits16 rounded_bits = narrow((is_nan & 0x7fc0) | (~is_nan & rounded));
+  std::memcpy(p, &rounded_bits, sizeof rounded_bits);
 }
 
 SPARSESTEER_INLINE void store(Half* p, Vec<float> v) {

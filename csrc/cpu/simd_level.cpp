@@ -10,7 +10,7 @@ namespace sparsesteer {
 
 namespace {
 
-constexpr const char* kNames[] = {"portable", "avx2", "avx512"};
+constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16"};
 
 SimdLevel best_level() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -18,6 +18,7 @@ SimdLevel best_level() {
   const bool avx2 = has(__builtin_cpu_supports("avx2"), __builtin_cpu_supports("fma"), __builtin_cpu_supports("f16c"));
   const bool avx512 = has(avx2, __builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
                           __builtin_cpu_supports("avx512dq"), __builtin_cpu_supports("avx512vl"));
+  if (has(avx512, __builtin_cpu_supports("avx512bf16"))) return SimdLevel::AVX512_BF16;
   return avx512 ? SimdLevel::AVX512 : avx2 ? SimdLevel::AVX2 : SimdLevel::PORTABLE;
 #else
   return SimdLevel::PORTABLE;
@@ -25,13 +26,13 @@ SimdLevel best_level() {
 }
 
 SimdLevel level_named(const std::string& name) {
-  for (int level = 0; level < 3; ++level) {
+  for (int level = 0; level <= int(SimdLevel::AVX512_BF16); ++level) {
     if (name != kNames[level]) continue;
     TORCH_CHECK(level <= int(best_level()), "SIMD level ", name, ": this machine has ", kNames[int(best_level())],
                 " at most");
     return SimdLevel(level);
   }
-  TORCH_CHECK(false, "SIMD level ", name, " is unknown; use avx512, avx2 or portable");
+  TORCH_CHECK(false, "SIMD level ", name, " is unknown; use avx512_bf16, avx512, avx2 or portable");
 }
 
 SimdLevel first_level() {

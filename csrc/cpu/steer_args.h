@@ -38,5 +38,8 @@ void steer(const SteerArgs* plans, int64_t count, int threads);
 namespace avx512 {
 void steer(const SteerArgs* plans, int64_t count, int threads);
 }
+namespace avx512_bf16 {
+using avx512::steer;  // whose tokens are fp32 when they are multiplied
+}
 
 }  // namespace sparsesteer

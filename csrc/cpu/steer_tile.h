@@ -108,10 +108,10 @@ class Tile {
     for (int i = 0; i < JR; ++i) row[i] = static_cast<const R*>(a.encoder) + bank_row(j + i) * a.d;
     int64_t t = 0;
     for (; t + kTokenGroup <= n; t += kTokenGroup)
-      dot_block<C, R, JR, kTokenGroup>(x + t, row, a.d, delta + j * stride + t, stride, 1);
+      dot_block<C, JR, kTokenGroup>(x + t, row, a.d, delta + j * stride + t, stride, 1);
     if constexpr (kTokenGroup > 2)
-      for (; t + 2 <= n; t += 2) dot_block<C, R, JR, 2>(x + t, row, a.d, delta + j * stride + t, stride, 1);
-    for (; t < n; ++t) dot_block<C, R, JR, 1>(x + t, row, a.d, delta + j * stride + t, stride, 1);
+      for (; t + 2 <= n; t += 2) dot_block<C, JR, 2>(x + t, row, a.d, delta + j * stride + t, stride, 1);
+    for (; t < n; ++t) dot_block<C, JR, 1>(x + t, row, a.d, delta + j * stride + t, stride, 1);
   }
 
   void take_activations(int64_t j) {

@@ -1,0 +1,12 @@
+// Everything after this header is compiled for machines with AVX512 that also multiply pairs of bf16 numbers, and
+// chosen at run time; SPARSESTEER_ISA stays undefined where the compiler cannot.
+#pragma once
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#include "isa_headers.h"
+
+#pragma GCC target("avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+#define SPARSESTEER_ISA avx512_bf16
+#define SPARSESTEER_VECTOR_BYTES 64
+#define SPARSESTEER_BF16_PAIRS
+#endif
