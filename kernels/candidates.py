@@ -9,7 +9,7 @@ import triton.language as tl
 from sparsesteer.kernels.rules import activate, encode_tile, input_scale, output_scale, row_moments
 from sparsesteer.kernels.select import LOWEST, move_to_front, ordered, pack, reached_by, reaches
 
-WIDEST_APPEND = tl.constexpr(32)  # features whose numbers and places fit in registers
+WIDEST_APPEND = tl.constexpr(32)  # features whose numbers and places fit in registers, for a tile of tokens
 
 
 @triton.jit
@@ -35,6 +35,12 @@ def pre_activations(
         x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride,
         tokens, in_tokens, rows, in_rows, 0, width, STEP, False,
     )  # fmt: skip
+    return scaled_and_biased(products, scale_ptr, bias_ptr, bias_stride, tokens, in_tokens, rows, in_rows)
+
+
+@triton.jit
+def scaled_and_biased(products, scale_ptr, bias_ptr, bias_stride, tokens, in_tokens, rows, in_rows):
+    """z [N, M] from products with rows of the encoder."""
     bias = tl.load(bias_ptr + rows * bias_stride, in_rows, other=0.0)[None, :]
     if scale_ptr is None:
         return products + bias
@@ -137,6 +143,26 @@ def write_candidates(
 
 
 @triton.jit
+def append_to_best(z, start, held, floor, n_features, rows_ptr, packed_ptr, want, capacity, BLOCK: tl.constexpr):
+    """Appends the candidates among one token's z [1, M] to the ``held`` ones; a full buffer is cut to the best.
+
+    Returns the new ``held`` and ``floor``.
+    """
+    M: tl.constexpr = z.shape[1]
+    rows = start + tl.arange(0, M)
+    key, chosen = candidates_of(z, rows_ptr, rows, rows < n_features, floor)
+    packed = tl.reshape(pack(key, rows[None, :]), [M])
+    chosen = tl.where(packed >= floor, tl.reshape(chosen.to(tl.int32), [M]), 0)
+    found = tl.sum(chosen, axis=0)
+    if held + found > capacity:
+        floor = reached_by(packed_ptr, held, want, BLOCK)
+        held = move_to_front(packed_ptr, held, floor, BLOCK)  # and a block more always has room
+    tl.store(packed_ptr + held + tl.cumsum(chosen, axis=0) - 1, packed, chosen != 0)
+    tl.debug_barrier()  # what one thread wrote another may read
+    return held + found, floor
+
+
+@triton.jit
 def recompute_candidates(
     x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride, scale_ptr, bias_ptr, bias_stride,
     rows_ptr, floor_ptr, packed_ptr, count_ptr, n_features, width, want, capacity,
@@ -154,24 +180,22 @@ def recompute_candidates(
         floor = tl.full([], LOWEST, tl.int64)
         if rows_ptr is None:
             floor = tl.load(floor_ptr + token)
+        buffer = (n_features, rows_ptr, packed_ptr, want, capacity)
         held = 0
         for first in range(0, n_features, ROWS):
-            rows = first + tl.arange(0, ROWS).to(tl.int64)
-            in_rows = rows < n_features
+            start = tl.cast(first, tl.int64)
+            rows = start + tl.arange(0, ROWS)
             z = pre_activations(
                 x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride,
-                scale_ptr, bias_ptr, bias_stride, tokens, own, rows, in_rows, width, STEP,
+                scale_ptr, bias_ptr, bias_stride, tokens, own, rows, rows < n_features, width, STEP,
             )  # fmt: skip
             z = tl.sum(tl.where(own[:, None], z, 0.0), axis=0)[None, :]
-            key, chosen = candidates_of(z, rows_ptr, rows, in_rows, floor)
-            packed = tl.reshape(pack(key, rows[None, :]), [ROWS])
-            chosen = tl.where(packed >= floor, tl.reshape(chosen.to(tl.int32), [ROWS]), 0)
-            if held + tl.sum(chosen, axis=0) > capacity:
-                floor = reached_by(packed_ptr, held, want, BLOCK)
-                held = move_to_front(packed_ptr, held, floor, BLOCK)  # and a block more always has room
-            tl.store(packed_ptr + held + tl.cumsum(chosen, axis=0) - 1, packed, chosen != 0)
-            held += tl.sum(chosen, axis=0)
-            tl.debug_barrier()  # what one thread wrote another may read
+            if ROWS <= 2 * WIDEST_APPEND:
+                held, floor = append_to_best(z, start, held, floor, *buffer, BLOCK)
+            else:
+                low, high = halves(z)
+                held, floor = append_to_best(low, start, held, floor, *buffer, BLOCK)
+                held, floor = append_to_best(high, start + ROWS // 2, held, floor, *buffer, BLOCK)
         for first in range(held, capacity, BLOCK):
             at = first + tl.arange(0, BLOCK)
             tl.store(packed_ptr + at, tl.full([BLOCK], LOWEST, tl.int64), at < capacity)

@@ -26,6 +26,7 @@ RMS = tl.constexpr(int(OutputScale.RMS))
 NORM = tl.constexpr(int(OutputScale.NORM))
 GAP_FILL = tl.constexpr(int(OutputScale.GAP_FILL))
 EPS = tl.constexpr(LAYER_NORM_EPS)
+MOST_SPLITS = tl.constexpr(32)  # of a width, over several programs
 
 
 @triton.jit
@@ -66,14 +67,17 @@ def moments_of_parts(
     """Mean and M2 [N] of whole rows, from those of the parts of the width, [2, splits, N]; zeros without MOMENTS."""
     mean = tl.zeros([tokens.shape[0]], tl.float32)
     m2 = tl.zeros([tokens.shape[0]], tl.float32)
-    if MOMENTS:
-        for split in tl.static_range(SPLITS):
-            seen = tl.minimum(split * split_width, width) * 1.0
-            count = tl.minimum((split + 1) * split_width, width) * 1.0 - seen
-            at = tl.cast(n_tokens, tl.int64) * split + tokens
-            part_mean = tl.load(moments_ptr + at, in_tokens, other=0.0)
-            part_m2 = tl.load(moments_ptr + tl.cast(n_tokens, tl.int64) * SPLITS + at, in_tokens, other=0.0)
-            mean, m2 = merge_moments(seen, mean, m2, count, part_mean, part_m2)
+    if MOMENTS:  # all parts at once: one after the other, their loads would fill the registers
+        part = tl.arange(0, MOST_SPLITS)
+        inside = in_tokens[:, None] & (part < SPLITS)[None, :]
+        at = tokens[:, None] + tl.cast(n_tokens, tl.int64) * part[None, :]
+        part_mean = tl.load(moments_ptr + at, inside, other=0.0)
+        part_m2 = tl.load(moments_ptr + tl.cast(n_tokens, tl.int64) * SPLITS + at, inside, other=0.0)
+        start = tl.minimum(part * split_width, width)
+        count = (tl.minimum((part + 1) * split_width, width) - start).to(tl.float32)[None, :]
+        mean = tl.sum(count * part_mean, axis=1) / width
+        gap = part_mean - mean[:, None]
+        m2 = tl.sum(part_m2 + count * gap * gap, axis=1)
     return mean, m2
 
 

@@ -12,10 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from sparsesteer._layout import OutputScale
-from sparsesteer.kernels.candidates import pre_activations
+from sparsesteer.kernels.candidates import pre_activations, scaled_and_biased
 from sparsesteer.kernels.encode import SELECT_OPTIONS, Stream, find_candidates, scales, stream_of
 from sparsesteer.kernels.expand import Call, call_of, expand_edits, keep_length, new_edits
-from sparsesteer.kernels.rules import activate, edit, load_tile
+from sparsesteer.kernels.rules import activate, edit, encode_tile, load_tile
 from sparsesteer.kernels.select import keep_best, ordered, reaches
 from sparsesteer.kernels.steer import steer
 from sparsesteer.kernels.tiling import SteerTiling, ceil_div, steer_tiling
@@ -33,10 +33,12 @@ def edited_pre_activations(
     at = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     in_tokens, in_rows = tokens < n_tokens, at < n_rows
     rows = tl.load(features_ptr + at, in_rows, other=0)
-    z = pre_activations(
-        x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride, scale_ptr, bias_ptr, bias_stride,
-        tokens, in_tokens, rows, in_rows, width, STEP,
+    products, _, _ = encode_tile(
+        x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride,
+        tokens, in_tokens, rows, in_rows, 0, width, STEP, False,
     )  # fmt: skip
+    rows = tl.load(features_ptr + at, in_rows, other=0, volatile=True)  # kept until here they would spill
+    z = scaled_and_biased(products, scale_ptr, bias_ptr, bias_stride, tokens, in_tokens, rows, in_rows)
     tl.store(z_ptr + tokens[:, None] * n_rows + at[None, :], z, in_tokens[:, None] & in_rows[None, :])
 
 
