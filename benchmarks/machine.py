@@ -13,6 +13,7 @@ import torch
 import sparsesteer
 from sparsesteer import ops
 
+_SOURCES = ("--", ".", ":!benchmarks/results", ":!README.md")  # a long run writes results as it goes
 PACKAGES = ("triton", "transformers", "sae-lens")
 MEMORY_BYTES = 256 << 20  # far larger than any cache of a CPU
 LEAST_BYTES = 1 << 20  # below that a copy measures the cost of a call
@@ -44,14 +45,17 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the source tree, marked if files differ from it; "unknown" outside of a checkout."""
+    """The commit of the source tree, marked if files differ from it, results aside; "unknown" outside of a checkout."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return "unknown"
     try:
         head, changed = (
             subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, check=True).stdout
-            for command in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            for command in (
+                ("rev-parse", "--short=12", "HEAD"),
+                ("status", "--porcelain", "--untracked-files=no", *_SOURCES),
+            )
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
