@@ -21,6 +21,12 @@ inline char* scratch(size_t bytes) {
   return memory.get() + (64 - address % 64) % 64;
 }
 
+// Bytes for so many numbers that begin on a cache line and leave the next one to others.
+template <typename C>
+constexpr size_t room(int64_t count) {
+  return (count * sizeof(C) + 63) / 64 * 64;
+}
+
 struct Range {
   int64_t begin, end;
 };

@@ -35,7 +35,7 @@ void steer_out(const at::Tensor& x, const at::Tensor& into, const std::optional<
   copy_others(args, n, live);
   if (live.empty()) return;
   args.tokens = live.data(), args.n = int64_t(live.size());
-  SPARSESTEER_KERNEL(steer)(&args, 1, thread_count(args.n * m * (d + d_out)));
+  SPARSESTEER_KERNEL(steer)(&args, 1, thread_count(rows_work(args.n, m * (d + d_out))));
 }
 
 at::Tensor steer(const at::Tensor& x, const at::Tensor& into, const std::optional<at::Tensor>& residual,

@@ -24,12 +24,13 @@ void steer_alone(const SteerArgs& a, Range tokens) {
     const Range mine = share(count, tiles, i, kTokenGroup);
     const int64_t t = tokens.begin + mine.begin, n = mine.end - mine.begin;
     if (n == 0) continue;
-    const size_t bytes = TileType::scratch_bytes(a, n);
-    char* memory = scratch(bytes + TileType::term_count(a, n) * sizeof(Term));
-    TileType tile(a, a.tokens + t, n, memory);
-    tile.read(0, n);
+    const size_t shared = TileType::shared_bytes(a, n), own = TileType::own_bytes(a, n);
+    char* memory = scratch(shared + own + TileType::term_count(a, n) * sizeof(Term));
+    TileType tile(a, a.tokens + t, n, memory, memory + shared);
+    tile.read();
+    tile.weigh(0, n);
     tile.encode(0, a.m);
-    tile.add(0, a.d_out, reinterpret_cast<Term*>(memory + bytes));
+    tile.add(0, a.d_out, reinterpret_cast<Term*>(memory + shared + own));
     if (a.preserve_norm) tile.finish(0, n);
   }
 }
@@ -38,17 +39,19 @@ void steer_alone(const SteerArgs& a, Range tokens) {
 template <typename T, typename R, typename C>
 void steer_shared(const SteerArgs& a, int threads) {
   using TileType = Tile<T, R, C>;
-  TileType tile(a, a.tokens, a.n, scratch(TileType::scratch_bytes(a, a.n)));
-  const bool together = TileType::reads_much(a);
-  if (!together) tile.read(0, a.n);
+  const size_t shared = TileType::shared_bytes(a, a.n), own = TileType::own_bytes(a, a.n);
+  char* memory = scratch(shared + threads * own);
+  if (!reads_norms(a)) TileType(a, a.tokens, a.n, memory, memory + shared).weigh(0, a.n);
   const int64_t lists = TileType::term_count(a, a.n);
   std::vector<Term> terms(lists * threads);
 #pragma omp parallel num_threads(threads)
   {
     const int parts = omp_get_num_threads(), i = omp_get_thread_num();
-    if (together) {
+    TileType tile(a, a.tokens, a.n, memory, memory + shared + i * own);
+    tile.read();
+    if (reads_norms(a)) {
       const Range mine = share(a.n, parts, i, 1);
-      tile.read(mine.begin, mine.end);
+      tile.weigh(mine.begin, mine.end);
 #pragma omp barrier
     }
     const Range rows = share(a.m, parts, i, a.n == 1 ? kRowGroupOneToken : kRowGroup);

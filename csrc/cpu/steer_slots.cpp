@@ -67,7 +67,7 @@ struct Groups {
 
   int64_t work() const {
     int64_t total = 0;
-    for (const SteerArgs& plan : plans) total += plan.n * plan.m * (plan.d + plan.d_out);
+    for (const SteerArgs& plan : plans) total += rows_work(plan.n, plan.m * (plan.d + plan.d_out));
     return total;
   }
 };

@@ -21,29 +21,33 @@ class Tile {
  public:
   static int64_t padded(int64_t tokens) { return (tokens + kLanes<C> - 1) / kLanes<C> * kLanes<C>; }
 
-  // Bytes of scratch that a tile of so many tokens needs.
-  static size_t scratch_bytes(const SteerArgs& a, int64_t tokens) {
-    const int64_t wide = (reads_scratch(a) ? a.d : 0) + (a.preserve_norm ? a.d_out : 0);
-    return (padded(tokens) * (a.m + 4) + tokens * (wide + kLanes<C>)) * sizeof(C) + tokens * sizeof(C*) + 256;
+  // Bytes that a tile of so many tokens needs, and those that every thread at work on it needs for itself.
+  static size_t shared_bytes(const SteerArgs& a, int64_t tokens) {
+    const int64_t sums = a.preserve_norm ? tokens * a.d_out : 0;
+    return room<C>(padded(tokens) * a.m) + 3 * room<C>(padded(tokens)) + room<C>(sums);
+  }
+  static size_t own_bytes(const SteerArgs& a, int64_t tokens) {
+    return room<C>(reads_scratch(a) ? tokens * a.d : 0) + room<C*>(tokens);
   }
   static int64_t term_count(const SteerArgs& a, int64_t tokens) { return (tokens / kTokenGroup + 3) * a.m; }
 
-  // tokens: the numbers of the tile's tokens, all of strength other than 0.
-  Tile(const SteerArgs& args, const int32_t* tokens, int64_t n, char* scratch)
+  // tokens: the numbers of the tile's tokens, all of strength other than 0. Every thread has a Tile, with `own` for
+  // itself alone: what another core has just written is slow to read.
+  Tile(const SteerArgs& args, const int32_t* tokens, int64_t n, char* shared, char* own)
       : a(args), tokens(tokens), n(n), stride(padded(n)) {
-    const auto take = [&scratch](int64_t count) {
-      C* p = reinterpret_cast<C*>(scratch);
-      scratch += (count * sizeof(C) + 63) / 64 * 64;
+    const auto take = [&shared](int64_t count) {
+      C* p = reinterpret_cast<C*>(shared);
+      shared += room<C>(count);
       return p;
     };
     delta = take(stride * a.m), scale_in = take(stride), scale_out = take(stride), strength = take(stride);
-    copies = take(reads_scratch(a) ? n * a.d : 0), sums = take(a.preserve_norm ? n * a.d_out : 0);
-    x = reinterpret_cast<const C**>(scratch);
+    sums = take(a.preserve_norm ? n * a.d_out : 0);
+    x = reinterpret_cast<const C**>(own), copies = reinterpret_cast<C*>(own + room<C*>(n));
   }
 
-  // Tokens [t0, t1) in the compute type, their scales and strengths.
-  void read(int64_t t0, int64_t t1) {
-    for (int64_t t = t0; t < t1; ++t) {
+  // All tokens in the compute type.
+  void read() {
+    for (int64_t t = 0; t < n; ++t) {
       const T* source = static_cast<const T*>(a.x) + tokens[t] * a.x_stride;
       if (reads_scratch(a)) {
         const T* residual = a.residual ? static_cast<const T*>(a.residual) + tokens[t] * a.residual_stride : nullptr;
@@ -52,9 +56,16 @@ class Tile {
       } else {
         x[t] = reinterpret_cast<const C*>(source);
       }
-      const C* per_token = static_cast<const C*>(a.token_strength);
+    }
+  }
+
+  // The strengths and scales of tokens [t0, t1), for all threads; tokens need to be read only if reads_norms().
+  void weigh(int64_t t0, int64_t t1) {
+    const C* per_token = static_cast<const C*>(a.token_strength);
+    for (int64_t t = t0; t < t1; ++t) {
       strength[t] = C(a.strength) * (per_token ? per_token[tokens[t]] : C(1));
-      token_scales(x[t], a, scale_in[t], scale_out[t]);
+      scale_in[t] = scale_out[t] = 1;
+      if (reads_norms(a)) token_scales(x[t], a, scale_in[t], scale_out[t]);
     }
   }
 
@@ -92,9 +103,6 @@ class Tile {
         copy_row(t, 0, a.d_out);
     }
   }
-
-  // True if read() does enough to be worth a barrier of its own.
-  static bool reads_much(const SteerArgs& a) { return reads_scratch(a) || reads_norms(a); }
 
  private:
   static bool reads_scratch(const SteerArgs& a) { return sizeof(T) != sizeof(C) || a.residual; }

@@ -66,7 +66,7 @@ at::Tensor steer_topk(const at::Tensor& x, const at::Tensor& into, const std::op
     SPARSESTEER_KERNEL(topk_activations)
     (encoded, edited, thread_count(encoded.n * f * encoded.d), activations.data_ptr());
     steered.activations = activations.const_data_ptr();
-    SPARSESTEER_KERNEL(steer)(&steered, 1, thread_count(steered.n * m * d_out));
+    SPARSESTEER_KERNEL(steer)(&steered, 1, thread_count(rows_work(steered.n, m * d_out)));
   }
   return out;
 }

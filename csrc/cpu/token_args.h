@@ -12,7 +12,10 @@ namespace sparsesteer {
 
 constexpr int64_t kSerialWork = 1 << 16;  // multiply-adds below which a second thread costs more than it brings
 
-// Threads for so many multiply-adds: one where more would not pay, or inside a parallel region of torch.
+// Multiply-adds of n tokens with rows of so many numbers; the first token's wait for memory, eight cost as much again.
+constexpr int64_t rows_work(int64_t n, int64_t numbers) { return numbers * (n + 7) / 8; }
+
+// Threads for so much work: one where more would not pay, or inside a parallel region of torch.
 int thread_count(int64_t work);
 
 Scalar scalar_of(const char* op, at::ScalarType type);

@@ -58,7 +58,6 @@ C input_scale(const C* x, int64_t d, InputNorm rule) {
 template <typename C>
 void token_scales(const C* x, const SteerArgs& a, C& in, C& out) {
   in = out = 1;
-  if (!reads_norms(a)) return;
   const C root = std::sqrt(C(a.d));
   const bool centred = a.input_norm == int(InputNorm::LAYER_NORM), by_std = a.scale_rule == int(OutputScale::STD);
   const C std = centred || by_std ? standard_deviation(x, a.d) : C(0);
