@@ -37,7 +37,8 @@ def edited_pre_activations(
         x_ptr, x_stride, residual_ptr, residual_stride, encoder_ptr, encoder_stride,
         tokens, in_tokens, rows, in_rows, 0, width, STEP, False,
     )  # fmt: skip
-    rows = tl.load(features_ptr + at, in_rows, other=0, volatile=True)  # kept until here they would spill
+    if ROWS < 128:  # tf32 products leave no registers in which to keep them until here
+        rows = tl.load(features_ptr + at, in_rows, other=0, volatile=True)
     z = scaled_and_biased(products, scale_ptr, bias_ptr, bias_stride, tokens, in_tokens, rows, in_rows)
     tl.store(z_ptr + tokens[:, None] * n_rows + at[None, :], z, in_tokens[:, None] & in_rows[None, :])
 
