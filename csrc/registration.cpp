@@ -41,6 +41,8 @@ TORCH_LIBRARY_IMPL(sparsesteer, CPU, m) {
   m.impl("encode", &sparsesteer::encode);
   m.impl("encode_screened", &sparsesteer::encode_screened);
   m.impl("steer_topk", &sparsesteer::steer_topk);
+  m.impl("activations", &sparsesteer::activations);
+  m.impl("activations_topk", &sparsesteer::activations_topk);
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -56,6 +58,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("encode", &sparsesteer::encode, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("encode_screened", &sparsesteer::encode_screened, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_topk", &sparsesteer::steer_topk, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("activations", &sparsesteer::activations, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("activations_topk", &sparsesteer::activations_topk, pybind11::call_guard<pybind11::gil_scoped_release>());
 #ifdef SPARSESTEER_CUDA
   sparsesteer::cuda::bind(m);
 #endif
