@@ -1,12 +1,12 @@
 """A headless Chromium, driven over its debugging pipe: pages as a reader sees them, without any driver installed."""
 
 import base64
-import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +15,14 @@ FOUND = next(filter(None, map(shutil.which, NAMES)), None)
 MISSING = f"no {', '.join(NAMES[:-1])} or {NAMES[-1]} is installed"
 TIMEOUT = 120
 OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe"]
+# the browser reads descriptor 3 and writes to 4, which may be in use by the process that starts it
+_WITH_PIPES = """
+import fcntl, os, sys
+spare = [fcntl.fcntl(int(pipe), fcntl.F_DUPFD, 10) for pipe in sys.argv[1:3]]
+for descriptor, pipe in enumerate(spare, 3):
+    os.dup2(pipe, descriptor)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 _KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home": 36, "End": 35, "Tab": 9}
 
 
@@ -25,15 +33,18 @@ class Chromium:
         commands, self._commands = os.pipe()
         self._replies, replies = os.pipe()
 
-        def as_descriptors_3_and_4() -> None:
-            spare = [fcntl.fcntl(pipe, fcntl.F_DUPFD, 10) for pipe in (commands, replies)]
-            for descriptor, pipe in enumerate(spare, 3):
-                os.dup2(pipe, descriptor)
-
         self._process = subprocess.Popen(
-            [FOUND, *OPTIONS, f"--user-data-dir={profile}"],
-            pass_fds=(3, 4),
-            preexec_fn=as_descriptors_3_and_4,
+            [
+                sys.executable,
+                "-c",
+                _WITH_PIPES,
+                str(commands),
+                str(replies),
+                FOUND,
+                *OPTIONS,
+                f"--user-data-dir={profile}",
+            ],
+            pass_fds=(commands, replies),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

@@ -144,7 +144,7 @@ def test_the_op_is_registered_as_torch_wants_it(case):
 def test_public_op_takes_these_kernels(activation):
     W_enc = torch.randn(64, 300, generator=torch.Generator().manual_seed(0)) / 8
     sae = ss.SAE(W_enc=W_enc, W_dec=W_enc.T.contiguous(), activation=activation).to(DEVICE)
-    plan = sae.plan(ss.Edit.ablate(range(0, 300, 30)))
+    plan = sae.plan(ss.Edit.ablate(range(0, 300, 5)))
     h = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     f = ss.ops.activations(h, plan)
     assert (f != 0).any()

@@ -170,11 +170,25 @@ def test_the_picture_shows_the_numbers(tmp_path, monkeypatch):
     made = recording()
     made.plot(tmp_path / "picture.png")
     panels = drawn[0].axes
-    assert [panel.get_title("left") for panel in panels] == ["12", "99"]
+    assert [panel.get_title("left") for panel in panels] == ["feature 12", "feature 99"]
     for column, panel in enumerate(panels):
         before, after = (line.get_ydata().tolist() for line in panel.lines[:2])
         assert before == made.before[:, column].tolist() and after == made.after[:, column].tolist()
+        assert panel.get_ylim()[1] > max(after)
     assert [label.get_text() for label in panels[-1].get_xticklabels()] == list(made.texts)
+
+
+def test_a_first_token_beyond_the_scale_is_written(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **options: drawn.append(figure))
+    made = recording(n_features=1)
+    made.after[0], made.after[1, 0] = 500.0, torch.nan
+    made.plot(tmp_path / "picture.png")
+    [panel] = drawn[0].axes
+    assert panel.get_ylim()[1] < 3 and [text.get_text() for text in panel.texts] == ["↑ 500"]
 
 
 def test_pictures_that_cannot_be(tmp_path):
