@@ -80,6 +80,10 @@ class _OpenCalls(threading.local):
         self.found: dict[int, list[Found]] = {}
         self.call: dict[int, tuple[ForwardCall | None, object]] = {}
 
+    def close(self, key: int) -> tuple[list[Found], tuple[ForwardCall | None, object]]:
+        """What was found, and the call with the cache that it was given; forgotten here."""
+        return self.found.pop(key, []), self.call.pop(key, (None, None))
+
 
 _open_calls = _OpenCalls()
 _new_key = itertools.count()
@@ -114,6 +118,7 @@ class Recorder:
         recording, key, guard = self._new_recording(self._last), next(_new_key), BeamGuard()
         with ExitStack() as hooks:
             hooks.callback(guard.release)
+            hooks.callback(_open_calls.close, key)
             for handle in self._install_reader(recording, key, guard):
                 hooks.callback(handle.remove)
             for number, site in enumerate(self._sites):
@@ -144,7 +149,7 @@ class Recorder:
             _open_calls.call[key] = call, given.get("past_key_values")
 
         def end(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            found, (call, cache) = _open_calls.found.pop(key), _open_calls.call.pop(key)
+            found, (call, cache) = _open_calls.close(key)
             before, after = (self._activations(found, stage) for stage in (Stage.BEFORE, Stage.AFTER))
             for site, f in zip(self._sites, before, strict=True):
                 call = call_of(call, f, site.place.path)
