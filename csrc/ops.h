@@ -75,6 +75,10 @@ std::optional<at::Tensor> steer_eager(const at::Tensor& h, const std::optional<a
                                       const std::optional<at::Tensor>& delta_bias, double strength, int64_t input_norm,
                                       int64_t scale_rule, double gap, bool preserve_norm);
 
+// activations of h [..., d], in the same way.
+std::optional<at::Tensor> activations_eager(const at::Tensor& h, const std::optional<at::Tensor>& residual,
+                                            const at::Tensor& encoder, const at::Tensor& rows, int64_t input_norm);
+
 // The instruction set that CPU kernels use; SPARSESTEER_SIMD=portable|avx2|avx512|avx512_bf16 asks for a
 // lower one.
 enum class SimdLevel { PORTABLE, AVX2, AVX512, AVX512_BF16 };

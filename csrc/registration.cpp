@@ -49,6 +49,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("set_simd_level", &sparsesteer::set_simd_level);
   m.def("steer_eager", &sparsesteer::steer_eager, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("activations_eager", &sparsesteer::activations_eager, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer", &sparsesteer::steer, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_out", &sparsesteer::steer_out, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_slots", &sparsesteer::steer_slots, pybind11::call_guard<pybind11::gil_scoped_release>());

@@ -84,6 +84,16 @@ def test_whole_numbers_are_exact(activation):
     assert torch.equal(ss.ops.activations(h, plan), sae.encode(h))
 
 
+@pytest.mark.parametrize("shape", [(5, D), (2, 3, D), (D,), (0, D)], ids=str)
+def test_the_short_way_and_the_dispatcher_agree(shape):
+    plan, h = watched(make_sae()), torch.randn(*shape, generator=torch.Generator().manual_seed(2))
+    short = ss.ops.activations(h, plan, residual=h)
+    with torch.profiler.profile() as profile:  # a watcher: the call goes through the dispatcher
+        long = ss.ops.activations(h, plan, residual=h)
+    assert "sparsesteer::activations" in {event.name for event in profile.events()}
+    assert short.shape == long.shape and torch.equal(short, long)
+
+
 @pytest.mark.parametrize("activation", [ss.ReLU(), ss.TopK(20)], ids=["relu", "topk"])
 def test_gradient_reaches_h(activation):
     plan, h = make_sae(activation).plan(Edit.ablate(range(0, F, 5))), hidden().requires_grad_()

@@ -2,15 +2,18 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from sparsesteer import reference
+from sparsesteer import _native, reference
 from sparsesteer._layout import Column
 from sparsesteer.ops.border import check_read, check_written, flatten
 from sparsesteer.ops.call import call
 
 if TYPE_CHECKING:
     from sparsesteer.plans import SteeringPlan
+
+_activations_eager = getattr(_native.extension, "activations_eager", None)
 
 
 def activations(
@@ -37,6 +40,11 @@ def activations(
         ValueError, TypeError: shapes, dtypes or devices that do not fit, with what came and what was expected.
         RuntimeError: a named backend that cannot run.
     """
+    if _activations_eager is not None and backend == "auto" and not plan.needs_sae:
+        if not torch.compiler.is_compiling():
+            f = _activations_eager(h, residual, plan.encoder, plan.rows, plan.input_norm)
+            if f is not None:
+                return f
     check_read("activations", h, plan.encoder.shape[1], "plan's SAE", plan.device)
     check_written("activations", h, h.shape[-1], h, residual, None)
     if plan.rows.dtype != reference.compute_dtype(h):
