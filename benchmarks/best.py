@@ -11,7 +11,13 @@ from sparsesteer.benchmarks.report import GEMM_ALONE
 Record = Mapping[str, Any]  # a row as in the JSON file
 
 OWN = {GEMM_ALONE, bench_encode.UNSCREENED, bench_steer_slots.STEER_LOOP}  # ours or a part of it, not a competitor
-USUAL = {"steer": {"M": 64}, "steer_slots": {"M": 16, "S": 8}, "steer_topk": {"M": 64, "K": 64}}
+USUAL = {
+    "steer": {"M": 64},
+    "steer_slots": {"M": 16, "S": 8},
+    "steer_topk": {"M": 64, "K": 64},
+    "activations": {"M": 64},
+    "activations_topk": {"M": 64, "K": 64},
+}
 USUAL_WHOLE = {"K": 64}
 
 
@@ -56,8 +62,8 @@ def _is_usual(row: Record) -> bool:
 
 
 def _what(row: Record) -> str:
-    if row["op"] in ("steer", "steer_slots"):
-        return f"rows {row['cache']}" if row["op"] == "steer" else ""
+    if row["op"] in ("steer", "steer_slots", "activations"):
+        return "" if row["op"] == "steer_slots" else f"rows {row['cache']}"
     return "TopK" if row["activation"] == "topk" else "JumpReLU"
 
 

@@ -39,6 +39,8 @@ class Case:
         encoded, decoded = {
             "steer": (self.M, self.M),
             "steer_slots": (self.M, self.M),
+            "activations": (self.M, 0),
+            "activations_topk": (self.F, 0),
             "encode": (self.F, 0),
             "encode_screened": (self.F, 0),
             "decode": (0, self.K),
@@ -60,6 +62,8 @@ class Case:
         plan = self.M * (2 * row + N_COLUMNS * 4)
         return {
             "steer": plan,
+            "activations": self.M * (row + N_COLUMNS * 4),
+            "activations_topk": self.F * row + self.M * N_COLUMNS * 4,
             "steer_slots": min(self.S, self.N) * plan,
             "encode": self.F * row,
             "encode_screened": self.F * (self.D + 4 * (-(-self.D // GROUP)) + 4),
@@ -74,6 +78,8 @@ class Case:
         h = self.N * self.D * DTYPES[self.dtype].itemsize
         codes = self.N * self.K * CODE_BYTES
         return {
+            "activations": h + self.N * self.M * 4,
+            "activations_topk": h + self.N * self.M * 4,
             "encode": h + codes,
             "encode_screened": h + codes,
             "decode": codes + self.N * self.D * 4,

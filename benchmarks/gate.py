@@ -60,11 +60,29 @@ class Edited:
 def edited_rows(plan: SteeringPlan, h: Tensor, case: object) -> Edited:
     """What ``steer`` must give; a token with a pre-activation next to a threshold is left out."""
     doubled = plan.to(dtype=torch.float64)
-    x = h.double()
-    z = x @ doubled.encoder.T + doubled.rows[:, Column.BIAS]
-    safe = ((z - doubled.rows[:, Column.THRESHOLD]).abs() >= JUMP_MARGIN).all(-1)
-    tokens = _some(safe.nonzero()[:, 0], case)
-    return Edited(case, tokens, ops.steer(x[tokens], doubled, backend="reference"), h)
+    tokens = _away_from_thresholds(doubled, h, case)
+    return Edited(case, tokens, ops.steer(h[tokens].double(), doubled, backend="reference"), h)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the features of a plan must do on the tokens where rounding does not decide it."""
+
+    case: Case
+    tokens: Tensor  # int64 [n]
+    want: Tensor  # fp64 [n, M]
+
+    def check(self, name: str, f: Tensor) -> None:
+        """Compare activations [N, M]."""
+        error = (f[self.tokens].double() - self.want).norm() / self.want.norm().clamp(min=1e-30)
+        _refuse(self.case, name, error.item(), EDIT_ERROR if name == OURS else OTHERS_EDIT_ERROR)
+
+
+def activations_of(plan: SteeringPlan, h: Tensor, case: Case) -> Activations:
+    """What ``activations`` must give; a token with a pre-activation next to a threshold is left out."""
+    doubled = plan.to(dtype=torch.float64)
+    tokens = _away_from_thresholds(doubled, h, case)
+    return Activations(case, tokens, ops.activations(h[tokens].double(), doubled, backend="reference"))
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,11 @@ class Codes:
         change = (VALUE - f[:, edited]) @ weights.decoder[edited].double()
         return Edited(self.case, safe, h[safe].double() + change, h)
 
+    def watched(self) -> "Activations":
+        """What ``activations_topk`` must give: the codes of the first features."""
+        safe, f = self._decided()
+        return Activations(self.case, safe, f[:, : self.case.M])
+
     def reconstructed(self, weights: Weights, h: Tensor) -> Edited:
         """What ``steer_reconstruct`` must give: all edited codes, decoded."""
         safe, f = self._decided()
@@ -145,6 +168,13 @@ class Decoded:
         error = ((out[self.tokens].double() - self.want).norm() / self.want.norm()).item()
         exact = self.case.row_dtype == "fp32" or name == OURS
         _refuse(self.case, name, error, EDIT_ERROR if exact else OTHERS_BF16)
+
+
+def _away_from_thresholds(plan: SteeringPlan, h: Tensor, case: object) -> Tensor:
+    """The tokens [n] without a pre-activation next to a threshold; the plan is in fp64."""
+    z = h.double() @ plan.encoder.T + plan.rows[:, Column.BIAS]
+    safe = ((z - plan.rows[:, Column.THRESHOLD]).abs() >= JUMP_MARGIN).all(-1)
+    return _some(safe.nonzero()[:, 0], case)
 
 
 def _some(tokens: Tensor, case: object) -> Tensor:

@@ -102,7 +102,7 @@ else
   for shape in 576,4608 2304,16384; do
     bench "steer_$shape" 35 sparsesteer.benchmarks.bench_steer --quick --shape "$shape"
   done
-  for op in encode decode steer_topk steer_reconstruct steer_slots; do
+  for op in encode decode steer_topk steer_reconstruct steer_slots activations; do
     bench "$op" 20 "sparsesteer.benchmarks.bench_$op" --quick
   done
   export SPARSESTEER_BACKEND=triton

@@ -8,7 +8,7 @@ set -euo pipefail
 name=${1:?"usage: benchmarks/results.sh NAME [OP...]"}
 shift
 ops=("$@")
-((${#ops[@]})) || ops=(steer encode decode steer_topk steer_reconstruct steer_slots)
+((${#ops[@]})) || ops=(steer encode decode steer_topk steer_reconstruct steer_slots activations)
 python=${PYTHON:-python3}
 tokens=(--tokens 1 --tokens 8 --tokens 32 --tokens 128 --tokens 512)
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}

@@ -3,6 +3,7 @@
 import sys
 
 from sparsesteer.benchmarks import (
+    bench_activations,
     bench_decode,
     bench_encode,
     bench_steer,
@@ -22,6 +23,8 @@ BENCHES = {
         bench_steer_topk.BENCH,
         bench_steer_reconstruct.BENCH,
         bench_steer_slots.BENCH,
+        bench_activations.BENCH,
+        bench_activations.TOPK,
     )
 }
 

@@ -49,6 +49,15 @@ at::Tensor steer_topk(const at::Tensor& x, const at::Tensor& into, const std::op
                       const std::optional<at::Tensor>& token_strength, double strength, int64_t input_norm,
                       int64_t scale_rule, double gap, bool preserve_norm);
 
+// f [N, M] in the compute type: what steer edits.
+at::Tensor activations(const at::Tensor& x, const std::optional<at::Tensor>& residual, const at::Tensor& encoder,
+                       const at::Tensor& rows, int64_t input_norm);
+
+// What steer_topk edits; with k = 0 of an SAE without TopK.
+at::Tensor activations_topk(const at::Tensor& x, const std::optional<at::Tensor>& residual, const at::Tensor& encoder,
+                            const at::Tensor& encoder_bias, const at::Tensor& features, int64_t k,
+                            const at::Tensor& rows, int64_t input_norm);
+
 at::Tensor decode(const at::Tensor& values, const at::Tensor& indices, const at::Tensor& decoder,
                   const at::Tensor& bias);
 
@@ -65,6 +74,10 @@ std::optional<at::Tensor> steer_eager(const at::Tensor& h, const std::optional<a
                                       const at::Tensor& decoder, const at::Tensor& rows,
                                       const std::optional<at::Tensor>& delta_bias, double strength, int64_t input_norm,
                                       int64_t scale_rule, double gap, bool preserve_norm);
+
+// activations of h [..., d], in the same way.
+std::optional<at::Tensor> activations_eager(const at::Tensor& h, const std::optional<at::Tensor>& residual,
+                                            const at::Tensor& encoder, const at::Tensor& rows, int64_t input_norm);
 
 // The instruction set that CPU kernels use; SPARSESTEER_SIMD=portable|avx2|avx512|avx512_bf16 asks for a
 // lower one.

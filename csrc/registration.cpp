@@ -41,12 +41,15 @@ TORCH_LIBRARY_IMPL(sparsesteer, CPU, m) {
   m.impl("encode", &sparsesteer::encode);
   m.impl("encode_screened", &sparsesteer::encode_screened);
   m.impl("steer_topk", &sparsesteer::steer_topk);
+  m.impl("activations", &sparsesteer::activations);
+  m.impl("activations_topk", &sparsesteer::activations_topk);
 }
 
 PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("set_simd_level", &sparsesteer::set_simd_level);
   m.def("steer_eager", &sparsesteer::steer_eager, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("activations_eager", &sparsesteer::activations_eager, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer", &sparsesteer::steer, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_out", &sparsesteer::steer_out, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_slots", &sparsesteer::steer_slots, pybind11::call_guard<pybind11::gil_scoped_release>());
@@ -56,6 +59,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("encode", &sparsesteer::encode, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("encode_screened", &sparsesteer::encode_screened, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("steer_topk", &sparsesteer::steer_topk, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("activations", &sparsesteer::activations, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("activations_topk", &sparsesteer::activations_topk, pybind11::call_guard<pybind11::gil_scoped_release>());
 #ifdef SPARSESTEER_CUDA
   sparsesteer::cuda::bind(m);
 #endif

@@ -88,24 +88,35 @@ def count_before(
             tl.atomic_add(before_ptr + token * n_rows + at, found, inside & (own > 0) & (found > 0), sem="relaxed")
 
 
+@triton.jit
+def ranked_activations(
+    z_ptr, before_ptr, floor_ptr, features_ptr, rows_ptr, tokens, in_tokens, rows, in_rows, n_rows, k,
+):  # fmt: skip
+    """f [N, M] by the counts of what comes before, or by the k-th largest of all; with neither by the rows alone."""
+    z = load_tile(z_ptr, n_rows, tokens, in_tokens, rows, in_rows)
+    f = activate(z, rows_ptr, rows, in_rows)
+    if before_ptr is not None:
+        before = load_tile(before_ptr, n_rows, tokens, in_tokens, rows, in_rows)
+        f = tl.where((z > 0) & (before < k), f, 0.0)
+    elif floor_ptr is not None:
+        feature = tl.load(features_ptr + rows, in_rows, other=0)
+        floor = tl.load(floor_ptr + tokens, in_tokens, other=0)
+        f = tl.where((z > 0) & reaches(ordered(z), feature[None, :], floor[:, None]), f, 0.0)
+    return f
+
+
 @triton.jit(do_not_specialize=["n_tokens"])
 def edit_active(
     z_ptr, before_ptr, floor_ptr, features_ptr, rows_ptr, d_ptr, live_ptr, total_ptr, n_tokens, n_rows, k,
     TOKENS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Finished edits d [N, M], as ``shrink_whole`` leaves them; by the counts, or by the k-th largest of all."""
+    """Finished edits d [N, M], as ``shrink_whole`` leaves them."""
     tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     in_tokens, in_rows = tokens < n_tokens, rows < n_rows
-    z = load_tile(z_ptr, n_rows, tokens, in_tokens, rows, in_rows)
-    active = z > 0
-    if floor_ptr is None:
-        active &= load_tile(before_ptr, n_rows, tokens, in_tokens, rows, in_rows) < k
-    else:
-        feature = tl.load(features_ptr + rows, in_rows, other=0)
-        floor = tl.load(floor_ptr + tokens, in_tokens, other=0)
-        active &= reaches(ordered(z), feature[None, :], floor[:, None])
-    f = tl.where(active, activate(z, rows_ptr, rows, in_rows), 0.0)
+    f = ranked_activations(
+        z_ptr, before_ptr, floor_ptr, features_ptr, rows_ptr, tokens, in_tokens, rows, in_rows, n_rows, k
+    )
     d = edit(f, rows_ptr, rows, in_rows)
     tl.store(d_ptr + tokens[:, None] * n_rows + rows[None, :], d, in_tokens[:, None] & in_rows[None, :])
     at = tl.program_id(1).to(tl.int64) * n_tokens + tokens
@@ -156,22 +167,30 @@ def _edits(
     stream: Stream, call: Call, features: Tensor, k: int, r: Tensor, tiling: SteerTiling
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """d [N, M] and what belongs to it, as ``expand_edits`` takes it."""
-    n, m, width, _ = call.sizes
-    z = call.rows.new_empty(n, m)
-    edited_pre_activations[ceil_div(n, stream.tiling.tokens), ceil_div(m, stream.tiling.rows)](
-        *stream.operands, features, z, n, m, width, **stream.tiling.blocks, **stream.tiling.options
-    )
-    before, floor = None, None
-    if k >= len(stream.encoder) or m <= most_counted(n):
-        before = _ranks(stream, features, z, k)
-    else:
-        floor = _kth_largest(stream, k)
+    n, m, _, _ = call.sizes
+    z, before, floor = ranked(stream, features, k)
     d, live, total, _ = new_edits(call, tiling)
     edit_active[ceil_div(n, tiling.tokens), len(live)](
         z, before, floor, features, call.rows, d, live, total, n, m, k,
         TOKENS=tiling.tokens, ROWS=tiling.shrink_rows, **tiling.options,
     )  # fmt: skip
     return d, live, total, r
+
+
+def ranked(stream: Stream, features: Tensor, k: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """z [N, M] of the features and what tells which are active: how many come before each, int32 [N, M], or the k-th
+    largest of all, int64 [N]; neither for k = 0."""
+    n, n_features, width = stream.sizes
+    m = len(features)
+    z = torch.empty(n, m, dtype=torch.float32, device=stream.x.device)
+    edited_pre_activations[ceil_div(n, stream.tiling.tokens), ceil_div(m, stream.tiling.rows)](
+        *stream.operands, features, z, n, m, width, **stream.tiling.blocks, **stream.tiling.options
+    )
+    if k == 0:
+        return z, None, None
+    if k >= n_features or m <= most_counted(n):
+        return z, _ranks(stream, features, z, k), None
+    return z, None, _kth_largest(stream, k)
 
 
 def _ranks(stream: Stream, features: Tensor, z: Tensor, k: int) -> Tensor:

@@ -7,6 +7,8 @@ from sparsesteer.edits import Edit
 from sparsesteer.hooks import steer
 from sparsesteer.ops import SparseCodes
 from sparsesteer.plans import SteeringPlan
+from sparsesteer.recorder import record
+from sparsesteer.recording import Recording
 from sparsesteer.sae import SAE
 from sparsesteer.site import Site
 
@@ -20,11 +22,13 @@ __all__ = [
     "Identity",
     "JumpReLU",
     "ReLU",
+    "Recording",
     "Site",
     "Slots",
     "SparseCodes",
     "SteeringPlan",
     "TopK",
     "ops",
+    "record",
     "steer",
 ]

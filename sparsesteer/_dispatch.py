@@ -20,6 +20,7 @@ from sparsesteer._schemas import LIBRARY
 BACKENDS = ("native", "triton", "reference")
 TRITON_OPS = (
     "steer", "steer_out", "encode", "decode", "steer_topk", "steer_reconstruct", "steer_slots", "steer_slots_out",
+    "activations", "activations_topk",
 )  # fmt: skip
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

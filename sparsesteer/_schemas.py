@@ -36,6 +36,11 @@ SCHEMAS = {
         f"({_TARGET}, Tensor encoder, Tensor table, int k, Tensor features, Tensor rows, Tensor decoder, Tensor bias, "
         f"{_AMOUNT}, int input_norm, bool preserve_norm) -> Tensor"
     ),
+    "activations": "(Tensor x, Tensor? residual, Tensor encoder, Tensor rows, int input_norm) -> Tensor",
+    "activations_topk": (
+        "(Tensor x, Tensor? residual, Tensor encoder, Tensor encoder_bias, Tensor features, int k, Tensor rows, "
+        "int input_norm) -> Tensor"
+    ),
     "encode": f"(Tensor x, Tensor encoder, Tensor rows, {_CODES}",
     "encode_screened": (
         f"(Tensor x, Tensor encoder, Tensor rows, Tensor screen, Tensor screen_scale, Tensor screen_error, {_CODES}"
@@ -99,6 +104,11 @@ def _steer_out_fake(*args, out) -> None:
     _steer_fake(*args)
 
 
+def _activations_fake(x, residual, encoder, *rest):
+    rows = rest[-2]
+    return x.new_empty(x.shape[0], rows.shape[0], dtype=reference.compute_dtype(x))
+
+
 def _encode_fake(x, encoder, rows, *rest):
     width = rest[-2]
     shape = (x.shape[0], width)
@@ -122,6 +132,8 @@ FAKES: dict[str, Callable] = {
     "steer_out": _steer_out_fake,
     "steer_topk": _like_into,
     "steer_reconstruct": _like_into,
+    "activations": _activations_fake,
+    "activations_topk": _activations_fake,
     "encode": _encode_fake,
     "encode_screened": _encode_fake,
     "decode": _decode_fake,
@@ -148,7 +160,16 @@ def _define() -> None:
         LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
         torch.library.register_fake(f"sparsesteer::{name}", FAKES[name], lib=LIBRARY)
     torch.library.register_autograd("sparsesteer::steer", _steer_gradient, setup_context=_save_steer, lib=LIBRARY)
-    for name in ("steer_topk", "steer_reconstruct", "encode", "encode_screened", "decode", "steer_slots"):
+    for name in (
+        "steer_topk",
+        "steer_reconstruct",
+        "encode",
+        "encode_screened",
+        "decode",
+        "steer_slots",
+        "activations",
+        "activations_topk",
+    ):
         backward = recompute_gradient(getattr(reference, name))
         torch.library.register_autograd(f"sparsesteer::{name}", backward, setup_context=save_inputs, lib=LIBRARY)
 

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from sparsesteer.model_sites import ModelSites
 from sparsesteer.site import Site
 
+_LONGEST_CHARACTER = 4  # bytes, and so tokens, of one character
+
 
 def encode_prompt(tokenizer: Any, prompt: str, *, raw: bool = False, device: torch.device | str = "cpu") -> Tensor:
     """Token ids [1, T]; as a user's message in the tokenizer's chat template if it has one, unless ``raw``.
@@ -109,3 +111,27 @@ def hidden_states_at(model: nn.Module, site: Site | int) -> Iterator[list[Tensor
 def as_text(tokenizer: Any, ids: list[int]) -> str:
     """Ids as text without special tokens."""
     return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
+    """What each id adds to the text; a character of several tokens stands at the last of them, id -1 is empty."""
+    texts = []
+    start, done = 0, 0  # ids whose text is the context of the next ones, and those whose text is out
+    for end in range(1, len(ids) + 1):
+        if ids[end - 1] < 0:
+            texts.append("")
+            start = done = end
+            continue
+        known, whole = (_written(tokenizer, ids[start:stop]) for stop in (done, end))
+        unfinished = whole.endswith("\ufffd") and end - done < _LONGEST_CHARACTER
+        if unfinished or not whole.startswith(known):
+            texts.append("" if unfinished else _written(tokenizer, ids[end - 1 : end]))
+            done = done if unfinished else end
+            continue
+        texts.append(whole[len(known) :])
+        start, done = done, end
+    return texts
+
+
+def _written(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) if ids else ""

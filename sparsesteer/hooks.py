@@ -3,16 +3,15 @@
 import itertools
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from sparsesteer import ops
+from sparsesteer import ops, site_hooks
 from sparsesteer.forward_calls import CallReader, ForwardCall
 from sparsesteer.model_sites import ModelSites, Place, argument_names
 from sparsesteer.plans import SteeringPlan
@@ -117,7 +116,7 @@ class Steering:
     def __enter__(self) -> "Steering":
         if self._hooks is not None:
             raise RuntimeError("steer: this context is entered already; to nest them make another one with ss.steer")
-        _drop_compiled_code()
+        drop_compiled_code()
         with ExitStack() as hooks:
             for module, key in self._readers.items():
                 hooks.callback(self._install_reader(module, key).remove)
@@ -131,7 +130,7 @@ class Steering:
         if self._hooks is not None:
             self._hooks.close()
             self._hooks = None
-            _drop_compiled_code()
+            drop_compiled_code()
 
     def _install_reader(self, module: nn.Module, key: int) -> RemovableHandle:
         calls = CallReader(argument_names(module))
@@ -157,24 +156,15 @@ class Steering:
 class _SiteEdit:
     """One plan at one place."""
 
+    stage = site_hooks.Stage.EDIT
+
     def __init__(self, plan: SteeringPlan, place: Place, reader: int) -> None:
         self.plan = plan
         self.place = place
         self.reader = reader
 
     def install(self) -> RemovableHandle:
-        """Before the hooks of others, which then see what the model goes on with, and after ours of outer contexts."""
-        module = self.place.module
-        if self.place.before:
-            handle = module.register_forward_pre_hook(self.before_forward, prepend=True, with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(self.after_forward, prepend=True)
-        hooks = cast(OrderedDict, module._forward_pre_hooks if self.place.before else module._forward_hooks)
-        ours = [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), _SiteEdit)]
-        for key in reversed(ours):
-            if key != handle.id:
-                hooks.move_to_end(key, last=False)
-        return handle
+        return site_hooks.install(self.place, self)
 
     def after_forward(self, module: nn.Module, args: tuple, output: Any) -> Any:
         if isinstance(output, Tensor):
@@ -206,7 +196,7 @@ class _SiteEdit:
         return h if strength == 0 else ops.steer(h, self.plan, strength)
 
 
-def _drop_compiled_code() -> None:
+def drop_compiled_code() -> None:
     """Compiled code has no guard on hooks that were not there: it would go on without ours, or with those removed."""
     convert_frame = sys.modules.get("torch._dynamo.convert_frame")
     if convert_frame is not None and convert_frame.input_codes.seen:

@@ -12,6 +12,7 @@ aot = pytest.importorskip("aot", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 replaces the compiler", allow_module_level=True)
 
+import aot_activations  # noqa: E402
 import aot_decode  # noqa: E402
 import aot_encode  # noqa: E402
 import aot_steer  # noqa: E402
@@ -28,6 +29,8 @@ OPS = (
     aot_decode.OP,
     aot_steer_slots.OP,
     aot_steer_reconstruct.OP,
+    aot_activations.OP,
+    aot_activations.TOPK,
 )
 
 

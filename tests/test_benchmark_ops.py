@@ -43,6 +43,8 @@ CASES = {
     "steer_topk": {"M": 4, "K": 8, "activation": "topk"},
     "steer_reconstruct": {"M": 4, "K": 8},
     "steer_slots": {"M": 5, "S": 3},
+    "activations": {"M": 64},
+    "activations_topk": {"M": 40, "K": 8, "activation": "topk"},
 }
 
 
@@ -83,7 +85,10 @@ def test_every_op_has_a_benchmark():
     assert {op.removesuffix("_out") for op in SCHEMAS} == set(suite.BENCHES)
 
 
-@pytest.mark.parametrize(("op", "dtype"), [*((op, "fp32") for op in CASES), ("steer", "bf16"), ("steer_slots", "bf16")])
+@pytest.mark.parametrize(
+    ("op", "dtype"),
+    [*((op, "fp32") for op in CASES), ("steer", "bf16"), ("activations", "bf16"), ("steer_slots", "bf16")],
+)
 def test_rows_are_complete(op, dtype, tmp_path):
     cases = [small(op, dtype=dtype, activation=activation) for activation in activations_of(op)]
     rows, notes = measure(*cases)
@@ -118,6 +123,8 @@ def test_rows_are_complete(op, dtype, tmp_path):
         (small("decode"), 56 * 48 * 4 + 7 * 8 * 8 + 7 * 48 * 4, 2 * 7 * 8 * 48),
         (small("steer_topk"), 260 * 48 * 4 + 4 * 48 * 4 + 4 * 40 + 2 * 7 * 48 * 4, 2 * 7 * 260 * 48),
         (small("steer_reconstruct"), (256 + 56) * 48 * 4 + 2 * 7 * 48 * 4, 2 * 7 * 264 * 48),
+        (small("activations"), 64 * (48 + 10) * 4 + 7 * 48 * 4 + 7 * 64 * 4, 2 * 7 * 64 * 48),
+        (small("activations_topk"), 256 * 48 * 4 + 40 * 40 + 7 * 48 * 4 + 7 * 40 * 4, 2 * 7 * 256 * 48),
         (small("steer_slots"), 3 * 5 * (2 * 48 + 10) * 4 + 2 * 7 * 48 * 4 + 7 * 4, 4 * 7 * 5 * 48),
     ],
     ids=str,
@@ -162,6 +169,18 @@ def test_a_wrong_decoder_gets_no_speed(monkeypatch):
     monkeypatch.setattr(ops, "decode", lambda codes, sae: right(codes, sae) * 1.0001)
     with pytest.raises(gate.WrongResult, match=f"{gate.OURS} is wrong"):
         measure(small("decode"))
+
+
+@pytest.mark.parametrize("op", ["activations", "activations_topk"])
+def test_wrong_activations_get_no_speed(op, monkeypatch):
+    right = ops.activations
+
+    def activations(h, plan, **named):
+        return right(h, plan, **named) * (1.0 if named else 1.001)  # the gate itself asks for the reference
+
+    monkeypatch.setattr(ops, "activations", activations)
+    with pytest.raises(gate.WrongResult, match=f"{gate.OURS} is wrong"):
+        measure(small(op))
 
 
 def test_a_wrong_competitor_ends_the_run(monkeypatch):

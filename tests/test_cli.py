@@ -233,6 +233,6 @@ def test_wrong_usage_exits_with_2(arguments):
     run(*arguments, exit_code=2)
 
 
-@pytest.mark.parametrize("command", ["info", "features", "steer", "demo"])
+@pytest.mark.parametrize("command", ["info", "features", "steer", "watch", "demo"])
 def test_help_has_an_example(command):
     assert f"sparsesteer {command}" in run(command, "--help").stdout

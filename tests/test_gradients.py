@@ -139,6 +139,15 @@ def decode_arguments(case):
     return case["x"], indices, case["decoder"], case["into"][0]
 
 
+def activation_arguments(case):
+    return case["x"], case["residual"], case["encoder"], case["rows"], 1
+
+
+def activation_topk_arguments(case):
+    features = torch.tensor([0, 5, 7])
+    return case["x"], case["residual"], case["encoder"], case["rows"][:, 0] + 0.5, features, 4, case["rows"][:3], 1
+
+
 ARGUMENTS = {
     "steer": steer_arguments,
     "steer_topk": topk_arguments,
@@ -146,10 +155,12 @@ ARGUMENTS = {
     "steer_slots": slots_arguments,
     "encode": encode_arguments,
     "decode": decode_arguments,
+    "activations": activation_arguments,
+    "activations_topk": activation_topk_arguments,
 }
 
 
-@pytest.mark.parametrize("op", ["steer_topk", "steer_reconstruct", "steer_slots", "encode", "decode"])
+@pytest.mark.parametrize("op", [name for name in ARGUMENTS if name != "steer"])
 def test_gradcheck_of_the_other_ops(op):
     given = ARGUMENTS[op](whole_case())
     where = [i for i, a in enumerate(given) if isinstance(a, torch.Tensor) and a.is_floating_point()]
@@ -171,7 +182,7 @@ def test_opcheck(op, dtype):
     torch.library.opcheck(getattr(OPS, op).default, ARGUMENTS[op](whole_case(dtype)))
 
 
-@pytest.mark.parametrize("op", ["steer", "steer_topk", "steer_reconstruct"])
+@pytest.mark.parametrize("op", ["steer", "steer_topk", "steer_reconstruct", "activations", "activations_topk"])
 def test_opcheck_with_gradients(op):
     arguments = [
         a.clone().requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() else a

@@ -72,6 +72,24 @@ def test_steer_topk_is_the_loop(norm, rule, k):
 
 
 @pytest.mark.parametrize("norm", InputNorm)
+@pytest.mark.parametrize("k", [None, 0, 1, 3, 6, 11], ids=lambda k: "rows" if k is None else f"k={k}")
+def test_activations_are_the_loop(norm, k):
+    c = loop_case(6, norm, m=11)
+    rows = relu_rows(11, BIAS=c["rows"][:, by_loops.BIAS]) if k else c["rows"]
+    features = torch.tensor([7, 0, 10, 2])
+    tokens, encoder = (c["x"] + c["residual"]).tolist(), c["encoder"].tolist()
+    want = torch.tensor([by_loops.codes(x, encoder, rows.tolist(), k or 0, norm) for x in tokens], dtype=torch.float64)
+    if k is None:
+        out = reference.activations(c["x"], c["residual"], c["encoder"], rows, norm)
+    else:
+        want, bias = want[:, features], rows[:, by_loops.BIAS]
+        rows = rows[features]
+        out = reference.activations_topk(c["x"], c["residual"], c["encoder"], bias, features, k, rows, norm)
+    assert (want == 0).any() and (want != 0).any()
+    torch.testing.assert_close(out, want, **TOLERANCE)
+
+
+@pytest.mark.parametrize("norm", InputNorm)
 @pytest.mark.parametrize("k, width", [(0, 4), (0, 11), (0, 14), (3, 3), (3, 5)])
 def test_encode_is_the_loop(norm, k, width):
     c = loop_case(7, norm, m=11)

@@ -42,6 +42,15 @@ void check_encoder(const char* op, const at::Tensor& x, const at::Tensor& encode
   TORCH_CHECK(k >= 0, op, ": k should not be negative, got ", k);
 }
 
+void check_features(const char* op, const at::Tensor& features_any, int64_t n_features) {
+  check_table(op, "features", features_any, {features_any.numel()}, at::kLong);
+  const at::Tensor features = features_any.contiguous();
+  const int64_t* first = features.const_data_ptr<int64_t>();
+  for (int64_t j = 0; j < features.numel(); ++j)
+    TORCH_CHECK(first[j] >= 0 && first[j] < n_features, op, ": feature ", first[j], " is out of range, there are ",
+                n_features);
+}
+
 EncodeArgs encode_args(const char* op, const at::Tensor& x, const at::Tensor& encoder, int64_t k, int64_t input_norm) {
   EncodeArgs args{};
   args.x = x.const_data_ptr(), args.x_stride = x.stride(0);

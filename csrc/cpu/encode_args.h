@@ -20,11 +20,12 @@ struct ScreenArgs {
 
 constexpr int64_t kScreenGroup = 128;
 
-// A TopK SAE's activations of edited features.
+// Features of a whole SAE whose activations are wanted.
 struct EditedRows {
-  const int64_t* features;  // [m], ascending
+  const int64_t* features;  // [m]
   const void* rows;         // [m, N_COLUMNS] in the compute type; THRESHOLD to FLOOR are read
   int64_t m;
+  bool ranked = true;  // under TopK; otherwise a feature is active by its row alone, and args.k is 0
 };
 
 #define SPARSESTEER_DECLARE_ENCODE                                                                           \

@@ -29,17 +29,24 @@ struct SteerArgs {
   Scalar tensor_type, row_type;  // of x, into, residual, out; of encoder and decoder
 };
 
+// activations: f [n, m] in the compute type, of args.tokens; into, out, decoder and strengths are not read.
+#define SPARSESTEER_DECLARE_STEER                                 \
+  void steer(const SteerArgs* plans, int64_t count, int threads); \
+  void activations(const SteerArgs& args, int threads, void* f);
+
 namespace portable {
-void steer(const SteerArgs* plans, int64_t count, int threads);
+SPARSESTEER_DECLARE_STEER
 }
 namespace avx2 {
-void steer(const SteerArgs* plans, int64_t count, int threads);
+SPARSESTEER_DECLARE_STEER
 }
 namespace avx512 {
-void steer(const SteerArgs* plans, int64_t count, int threads);
+SPARSESTEER_DECLARE_STEER
 }
 namespace avx512_bf16 {
-using avx512::steer;  // whose tokens are fp32 when they are multiplied
-}
+using avx512::activations;  // whose tokens are fp32 when they are multiplied
+using avx512::steer;
+}  // namespace avx512_bf16
+#undef SPARSESTEER_DECLARE_STEER
 
 }  // namespace sparsesteer

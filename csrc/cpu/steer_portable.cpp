@@ -1,3 +1,6 @@
-// steer and steer_slots for every machine.
+// steer, steer_slots and activations for every machine.
 #include "isa_portable.h"
+
+// after it, for the vectors are of its size
+#include "activations_run.h"
 #include "steer_run.h"

@@ -15,9 +15,9 @@ constexpr int64_t kTileTokens = 48;
 constexpr int64_t kSharedTokens = kMostTokens;  // at most so many tokens are one tile that all threads share
 constexpr int64_t kColumnsTogether = 64;        // a thread's share of columns is a multiple of this
 
-// One thread, its own tokens, tile after tile.
-template <typename T, typename R, typename C>
-void steer_alone(const SteerArgs& a, Range tokens) {
+// go(tile, its number of tokens, room for its terms) for the tiles of a range of tokens, which are read.
+template <typename T, typename R, typename C, typename Go>
+void each_tile(const SteerArgs& a, Range tokens, Go&& go) {
   using TileType = Tile<T, R, C>;
   const int64_t count = tokens.end - tokens.begin, tiles = (count + kTileTokens - 1) / kTileTokens;
   for (int64_t i = 0; i < tiles; ++i) {
@@ -29,10 +29,18 @@ void steer_alone(const SteerArgs& a, Range tokens) {
     TileType tile(a, a.tokens + t, n, memory, memory + shared);
     tile.read();
     tile.weigh(0, n);
-    tile.encode(0, a.m);
-    tile.add(0, a.d_out, reinterpret_cast<Term*>(memory + shared + own));
-    if (a.preserve_norm) tile.finish(0, n);
+    go(tile, n, reinterpret_cast<Term*>(memory + shared + own));
   }
+}
+
+// One thread, its own tokens, tile after tile.
+template <typename T, typename R, typename C>
+void steer_alone(const SteerArgs& a, Range tokens) {
+  each_tile<T, R, C>(a, tokens, [&](Tile<T, R, C>& tile, int64_t n, Term* terms) {
+    tile.encode(0, a.m);
+    tile.add(0, a.d_out, terms);
+    if (a.preserve_norm) tile.finish(0, n);
+  });
 }
 
 // All threads on one tile: rows are shared in encode, columns in add.
@@ -67,11 +75,16 @@ void steer_shared(const SteerArgs& a, int threads) {
   }
 }
 
+// True if a tile for every thread would leave threads without work.
+inline bool shares_a_tile(const SteerArgs& a, int threads) {
+  return threads > 1 && a.n <= kSharedTokens && (a.m >= threads * kRowGroup || a.n < threads * kTokenGroup);
+}
+
 template <typename T, typename R, typename C>
 void steer_one(const SteerArgs& a, int threads) {
   if (threads == 1) {
     steer_alone<T, R, C>(a, {0, a.n});
-  } else if (a.n <= kSharedTokens && (a.m >= threads * kRowGroup || a.n < threads * kTokenGroup)) {
+  } else if (shares_a_tile(a, threads)) {
     steer_shared<T, R, C>(a, threads);
   } else {
 #pragma omp parallel num_threads(threads)

@@ -1,86 +1,38 @@
-// steer on one tile of tokens: read, encode M rows, activate, edit, add. Every phase takes a range, so that one
+// steer on one tile of tokens: what activation_tile.h finds is edited and added. Every phase takes a range, so that one
 // thread can run a whole tile or all threads can share it, with a barrier between the phases.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 
-#include "row_rules.h"
+#include "activation_tile.h"
 #include "steer_blocks.h"
-#include "token_rows.h"
-#include "token_scales.h"
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
-constexpr int64_t kMostTokens = 64;  // of a tile
 constexpr int kMaxGroups = kMostTokens / 2 + 2;
 constexpr int kColumnGroupOneToken = SPARSESTEER_VECTOR_BYTES == 64 ? 16 : 8;
 
 template <typename T, typename R, typename C>
-class Tile {
- public:
-  static int64_t padded(int64_t tokens) { return (tokens + kLanes<C> - 1) / kLanes<C> * kLanes<C>; }
+class Tile : public ActivationTile<T, R, C> {
+  using Base = ActivationTile<T, R, C>;
+  using Base::a, Base::tokens, Base::n, Base::stride, Base::delta, Base::scale_out, Base::strength;
+  using Base::bank_row, Base::table_row;
 
-  // Bytes that a tile of so many tokens needs, and those that every thread at work on it needs for itself.
+ public:
+  // Bytes that a tile of so many tokens needs; as many as the base's beside them for every thread at work on it.
   static size_t shared_bytes(const SteerArgs& a, int64_t tokens) {
-    const int64_t sums = a.preserve_norm ? tokens * a.d_out : 0;
-    return room<C>(padded(tokens) * a.m) + 3 * room<C>(padded(tokens)) + room<C>(sums);
-  }
-  static size_t own_bytes(const SteerArgs& a, int64_t tokens) {
-    return room<C>(reads_scratch(a) ? tokens * a.d : 0) + room<C*>(tokens);
+    return Base::shared_bytes(a, tokens) + room<C>(a.preserve_norm ? tokens * a.d_out : 0);
   }
   static int64_t term_count(const SteerArgs& a, int64_t tokens) { return (tokens / kTokenGroup + 3) * a.m; }
 
-  // tokens: the numbers of the tile's tokens, all of strength other than 0. Every thread has a Tile, with `own` for
-  // itself alone: what another core has just written is slow to read.
   Tile(const SteerArgs& args, const int32_t* tokens, int64_t n, char* shared, char* own)
-      : a(args), tokens(tokens), n(n), stride(padded(n)) {
-    const auto take = [&shared](int64_t count) {
-      C* p = reinterpret_cast<C*>(shared);
-      shared += room<C>(count);
-      return p;
-    };
-    delta = take(stride * a.m), scale_in = take(stride), scale_out = take(stride), strength = take(stride);
-    sums = take(a.preserve_norm ? n * a.d_out : 0);
-    x = reinterpret_cast<const C**>(own), copies = reinterpret_cast<C*>(own + room<C*>(n));
-  }
-
-  // All tokens in the compute type.
-  void read() {
-    for (int64_t t = 0; t < n; ++t) {
-      const T* source = static_cast<const T*>(a.x) + tokens[t] * a.x_stride;
-      if (reads_scratch(a)) {
-        const T* residual = a.residual ? static_cast<const T*>(a.residual) + tokens[t] * a.residual_stride : nullptr;
-        widen(source, residual, a.d, copies + t * a.d);
-        x[t] = copies + t * a.d;
-      } else {
-        x[t] = reinterpret_cast<const C*>(source);
-      }
-    }
-  }
-
-  // The strengths and scales of tokens [t0, t1), for all threads; tokens need to be read only if reads_norms().
-  void weigh(int64_t t0, int64_t t1) {
-    const C* per_token = static_cast<const C*>(a.token_strength);
-    for (int64_t t = t0; t < t1; ++t) {
-      strength[t] = C(a.strength) * (per_token ? per_token[tokens[t]] : C(1));
-      scale_in[t] = scale_out[t] = 1;
-      if (reads_norms(a)) token_scales(x[t], a, scale_in[t], scale_out[t]);
-    }
-  }
+      : Base(args, tokens, n, shared, own), sums(reinterpret_cast<C*>(shared + Base::shared_bytes(args, n))) {}
 
   // delta[j][t], the change of the activations of rows [j0, j1), for all tokens.
   void encode(int64_t j0, int64_t j1) {
-    if (a.activations) {
-      for (int64_t j = j0; j < j1; ++j) take_activations(j), edit(j);
-      return;
-    }
-    int64_t j = j0;
-    if (n == 1)
-      for (; j + kRowGroupOneToken <= j1; j += kRowGroupOneToken) encode_rows<kRowGroupOneToken>(j);
-    for (; j + kRowGroup <= j1; j += kRowGroup) encode_rows<kRowGroup>(j);
-    for (; j < j1; ++j) encode_rows<1>(j);
-    for (j = j0; j < j1; ++j) activate(j), edit(j);
+    this->find_activations(j0, j1);
+    for (int64_t j = j0; j < j1; ++j) edit_activations(table_row(j), n, delta + j * stride);
   }
 
   // out for columns [c0, c1) of all tokens; with preserve_norm only the edited vector, for finish(). A panel of
@@ -105,33 +57,8 @@ class Tile {
   }
 
  private:
-  static bool reads_scratch(const SteerArgs& a) { return sizeof(T) != sizeof(C) || a.residual; }
-
   const T* into(int64_t t) const { return static_cast<const T*>(a.into) + tokens[t] * a.into_stride; }
   T* out(int64_t t) const { return static_cast<T*>(a.out) + tokens[t] * a.out_stride; }
-
-  template <int JR>
-  void encode_rows(int64_t j) {
-    const R* row[JR];
-    for (int i = 0; i < JR; ++i) row[i] = static_cast<const R*>(a.encoder) + bank_row(j + i) * a.d;
-    int64_t t = 0;
-    for (; t + kTokenGroup <= n; t += kTokenGroup)
-      dot_block<C, JR, kTokenGroup>(x + t, row, a.d, delta + j * stride + t, stride, 1);
-    if constexpr (kTokenGroup > 2)
-      for (; t + 2 <= n; t += 2) dot_block<C, JR, 2>(x + t, row, a.d, delta + j * stride + t, stride, 1);
-    for (; t < n; ++t) dot_block<C, JR, 1>(x + t, row, a.d, delta + j * stride + t, stride, 1);
-  }
-
-  void take_activations(int64_t j) {
-    const C* given = static_cast<const C*>(a.activations) + (tokens - a.tokens) * a.m + j;
-    for (int64_t t = 0; t < n; ++t) delta[j * stride + t] = given[t * a.m];
-  }
-
-  // From dot products to activations, and on to their changes.
-  void activate(int64_t j) { activate_products(table_row(j), scale_in, n, delta + j * stride); }
-  void edit(int64_t j) { edit_activations(table_row(j), n, delta + j * stride); }
-
-  const C* table_row(int64_t j) const { return static_cast<const C*>(a.rows) + j * N_COLUMNS; }
 
   bool touched(int64_t t) const {
     if (a.delta_bias) return true;
@@ -239,14 +166,9 @@ class Tile {
     if (out(t) != into(t)) std::memcpy(out(t) + c0, into(t) + c0, (c1 - c0) * sizeof(T));
   }
 
-  int64_t bank_row(int64_t j) const { return a.entry_row ? a.entry_row[j] : j; }
   const R* decoder() const { return static_cast<const R*>(a.decoder); }
 
-  const SteerArgs& a;
-  const int32_t* tokens;
-  int64_t n, stride;
-  C *delta, *scale_in, *scale_out, *strength, *copies, *sums;
-  const C** x;
+  C* sums;
 };
 
 }  // namespace sparsesteer::SPARSESTEER_ISA

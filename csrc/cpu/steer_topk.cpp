@@ -13,14 +13,6 @@ namespace {
 
 constexpr int64_t kBandNumbers = 1 << 21;  // activations [tokens, M] that are in memory at once
 
-void check_features(const at::Tensor& features_any, int64_t m, int64_t f) {
-  check_table("steer_topk", "features", features_any, {m}, at::kLong);
-  const at::Tensor features = features_any.contiguous();
-  const int64_t* first = features.const_data_ptr<int64_t>();
-  for (int64_t j = 0; j < m; ++j)
-    TORCH_CHECK(first[j] >= 0 && first[j] < f, "steer_topk: feature ", first[j], " is out of range, there are ", f);
-}
-
 }  // namespace
 
 at::Tensor steer_topk(const at::Tensor& x, const at::Tensor& into, const std::optional<at::Tensor>& residual,
@@ -37,7 +29,7 @@ at::Tensor steer_topk(const at::Tensor& x, const at::Tensor& into, const std::op
   check_rows("steer_topk", "decoder", decoder_any, {m, d_out}, compute);
   check_table("steer_topk", "rows", rows_any, {m, N_COLUMNS}, compute);
   if (delta_bias_any) check_table("steer_topk", "delta_bias", *delta_bias_any, {d_out}, compute);
-  check_features(features_any, m, f);
+  check_features("steer_topk", features_any, f);
   const at::Tensor encoder = encoder_any.contiguous(), encoder_bias = encoder_bias_any.contiguous();
   const at::Tensor features = features_any.contiguous(), rows = rows_any.contiguous();
   const at::Tensor decoder = decoder_any.contiguous();

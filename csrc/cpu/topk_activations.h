@@ -71,7 +71,7 @@ class TopkActivations {
   void activate_token(C* z, Key<C> last) const {
     const C* row = static_cast<const C*>(edited.rows);
     for (int64_t j = 0; j < edited.m; ++j, row += N_COLUMNS) {
-      const bool active = z[j] > 0 && key_of(z[j], int32_t(edited.features[j])) >= last;
+      const bool active = !edited.ranked || (z[j] > 0 && key_of(z[j], int32_t(edited.features[j])) >= last);
       z[j] = active ? activate(row, z[j]) : C(0);
     }
   }

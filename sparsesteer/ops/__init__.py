@@ -1,11 +1,12 @@
 """Public ops: check what came, choose a backend, call. Shapes: h [..., D], any leading shape of N tokens."""
 
 from sparsesteer import _native
+from sparsesteer.ops.activations import activations
 from sparsesteer.ops.coding import SparseCodes, decode, encode
 from sparsesteer.ops.slots import steer_slots
 from sparsesteer.ops.steering import steer
 
-__all__ = ["SparseCodes", "decode", "encode", "native_build", "steer", "steer_slots"]
+__all__ = ["SparseCodes", "activations", "decode", "encode", "native_build", "steer", "steer_slots"]
 
 
 def native_build() -> dict[str, str]:

@@ -4,7 +4,15 @@ Arithmetic is fp64 where x is fp64 and fp32 otherwise; results come in the dtype
 Letters: N tokens, D model width, F features, M edited features, K active features, S slots.
 """
 
-from sparsesteer.reference.codes import decode, dense_codes, encode, encode_screened, rank_within
+from sparsesteer.reference.codes import (
+    activations,
+    activations_topk,
+    decode,
+    dense_codes,
+    encode,
+    encode_screened,
+    rank_within,
+)
 from sparsesteer.reference.rules import (
     activate,
     apply_deltas,
@@ -21,6 +29,8 @@ from sparsesteer.reference.steering import steer, steer_reconstruct, steer_slots
 
 __all__ = [
     "activate",
+    "activations",
+    "activations_topk",
     "apply_deltas",
     "compute_dtype",
     "decode",

@@ -1,4 +1,4 @@
-"""Activations of a whole SAE: sparse codes, and reconstructions from them."""
+"""Activations: of chosen features, of a whole SAE as sparse codes, and reconstructions from these."""
 
 import math
 
@@ -38,6 +38,40 @@ def dense_codes(
         return f
     first = z.sort(dim=-1, descending=True, stable=True).indices[:, :k]
     return torch.zeros_like(f).scatter(-1, first, f.gather(-1, first))
+
+
+def activations(
+    x: Tensor,  # [N, D]
+    residual: Tensor | None,  # [N, D] added to x before encoding
+    encoder: Tensor,  # [M, D]
+    rows: Tensor,  # [M, 10], of which the edits are not read
+    input_norm: int,
+) -> Tensor:
+    """f [N, M] of the rows in the compute dtype: what ``steer`` edits."""
+    x = read_input(x, residual)
+    z = (x @ encoder.to(x.dtype).T) * input_scale(x, input_norm) + rows[:, Column.BIAS].to(x.dtype)
+    return activate(z, rows.to(x.dtype))
+
+
+def activations_topk(
+    x: Tensor,  # [N, D]
+    residual: Tensor | None,  # [N, D]
+    encoder: Tensor,  # [F, D], the whole SAE's
+    encoder_bias: Tensor,  # [F]
+    features: Tensor,  # int64 [M]
+    k: int,
+    rows: Tensor,  # [M, 10], its BIAS column and its edits are not read
+    input_norm: int,
+) -> Tensor:
+    """``activations`` where a feature is active iff z_j > 0 and fewer than k features come before it: what
+    ``steer_topk`` edits. With k = 0 of an SAE without TopK, by its rows alone."""
+    x = read_input(x, residual)
+    z = (x @ encoder.to(x.dtype).T) * input_scale(x, input_norm) + encoder_bias.to(x.dtype)
+    f = activate(z[:, features], rows.to(x.dtype))
+    if k == 0:
+        return f
+    active = (rank_within(z, features) < k) & (z[:, features] > 0)
+    return torch.where(active, f, torch.zeros_like(f))
 
 
 def encode(

@@ -3,14 +3,11 @@
 import torch
 from torch import Tensor
 
-from sparsesteer._layout import Column
-from sparsesteer.reference.codes import dense_codes, rank_within
+from sparsesteer.reference.codes import activations, activations_topk, dense_codes
 from sparsesteer.reference.rules import (
-    activate,
     apply_deltas,
     edit_deltas,
     inactive_deltas,
-    input_scale,
     read_input,
     undo_input_norm,
     write_change,
@@ -34,8 +31,7 @@ def steer(
 ) -> Tensor:
     """w' = w + s r (sum_j d_j decoder_j + bias), every d_j from the x that entered; [N, D_out]."""
     x = read_input(x, residual)
-    z = (x @ encoder.to(x.dtype).T) * input_scale(x, input_norm) + rows[:, Column.BIAS].to(x.dtype)
-    d = edit_deltas(activate(z, rows.to(x.dtype)), rows.to(x.dtype))
+    d = edit_deltas(activations(x, None, encoder, rows, input_norm), rows.to(x.dtype))
     return apply_deltas(x, into, d, decoder, delta_bias, token_strength, strength, scale_rule, gap, preserve_norm)
 
 
@@ -59,11 +55,8 @@ def steer_topk(
 ) -> Tensor:
     """``steer`` where a feature is active iff z_j > 0 and fewer than k features come before it; [N, D_out]."""
     x = read_input(x, residual)
-    z = (x @ encoder.to(x.dtype).T) * input_scale(x, input_norm) + encoder_bias.to(x.dtype)
-    active = (rank_within(z, features) < k) & (z[:, features] > 0)
-    rows = rows.to(x.dtype)
-    f = torch.where(active, activate(z[:, features], rows), torch.zeros((), dtype=x.dtype, device=x.device))
-    d = edit_deltas(f, rows)
+    f = activations_topk(x, None, encoder, encoder_bias, features, k, rows, input_norm)
+    d = edit_deltas(f, rows.to(x.dtype))
     return apply_deltas(x, into, d, decoder, delta_bias, token_strength, strength, scale_rule, gap, preserve_norm)
 
 
