@@ -109,6 +109,13 @@ def test_the_plan_is_the_one_made_by_hand(tmp_path):
     assert_same(Spec(Edit.set({9: 18.0})).plan(sae), sae.plan(Edit.set({9: "2x max"})))
 
 
+def test_a_site_of_the_spec_replaces_the_saes():
+    sae = make_sae(site=ss.Site("a model", "blocks.3.hook_in", "blocks.3.hook_mlp_out", "release/sae"))
+    plan = Spec(Edit(), site="model.layers.5").plan(sae)
+    assert plan.site == ss.Site("a model", "model.layers.5", None, "release/sae")
+    assert Spec(Edit()).plan(sae).site == sae.site
+
+
 def test_the_sae_is_found_beside_the_spec(tmp_path):
     write_sae(tmp_path / "sae")
     path = write("{version: 1, sae: {path: sae}, edits: [{set: {3: 2x max}}]}", tmp_path)
