@@ -12,7 +12,7 @@ from sparsesteer.ops import SparseCodes
 from sparsesteer.plans import SteeringPlan
 from sparsesteer.sae import SAE
 from sparsesteer.site import Site
-from sparsesteer.specs import Spec, load_spec
+from sparsesteer.specs import SaeReference, Spec, load_spec
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "JumpReLU",
     "NeuronpediaFeature",
     "ReLU",
+    "SaeReference",
     "Site",
     "Slots",
     "SparseCodes",

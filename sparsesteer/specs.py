@@ -55,7 +55,7 @@ class Spec:
     Args:
         edit: features by number, by words or by Neuronpedia id; values absolute or relative to the maximum.
         sae: where the SAE is, so that ``plan`` can load it.
-        model: the model's name; for people, nothing is loaded by it.
+        model: the model's name; the command line loads it.
         site: a block's number (the residual after it) or a place's name, instead of the site that the SAE knows.
         positions, strength: as ``ss.steer`` takes them, but no tensors.
         activation: ``ReLU()``, ``Identity()``, ``TopK(k)`` or ``JumpReLU(number)`` instead of the SAE's own.

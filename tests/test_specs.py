@@ -1,6 +1,7 @@
 """Specs: files and objects that say the same, plans equal to those made by hand, digests, damage named by place."""
 
 import json
+import random
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from tiny_model import write_sae
 
 import sparsesteer as ss
 from sparsesteer import SAE, Edit, Spec, load_spec
-from sparsesteer.specs import SCHEMA_FILE, SaeReference
+from sparsesteer.specs import SCHEMA_FILE, SaeReference, parse_spec
 
 FULL = """
 version: 1
@@ -180,6 +181,25 @@ def test_resolving_ties_a_spec_to_its_weights():
     assert resolved.resolved(sae) == resolved
     assert resolved.digest != spec.resolved(named_sae(activation=ss.ReLU())).digest
     assert_same(resolved.plan(sae), spec.plan(sae))
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_random_damage_raises_value_errors_or_gives_specs(suffix, tmp_path):
+    whole = bytearray(full().save(tmp_path / f"whole.{suffix}").read_bytes())
+    chance, path, loaded = random.Random(0), tmp_path / f"damaged.{suffix}", 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(chance.randint(1, 3)):
+            damaged[chance.randrange(len(whole))] = chance.choice(b"\n\t :,-'\"[]{}&*!%#@`|>?~.e0x\xff\x00")
+        path.write_bytes(damaged)
+        try:
+            spec = load_spec(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            continue
+        loaded += 1
+        assert parse_spec(spec.document()) == spec
+    assert 0 < loaded < 150
 
 
 REFUSED_OBJECTS = [

@@ -147,13 +147,14 @@ def _spec_of(edit: list[str] | None, file: Path | None, positions: str | None, s
 
 
 def _named(spec: Spec, sae: SAE) -> list[str]:
-    """One line for each feature that was not named by its number."""
+    """One line for each feature that was named by words, or whose value was relative: what came of it."""
     lines = []
     for said, change in zip(spec.edit.changes, resolved(spec.edit, sae).changes, strict=True):
         if said.feature == change.feature and not said.relative:
             continue
         words = "" if sae.explanations is None else "  ".join(w.word for w in sae.explanations[int(change.feature)])
-        lines.append(f"{said.feature}: feature {change.feature}, {change.rule} {change.value or 0:g}  {words}")
+        value = "" if change.value is None else f" {change.value:g}"
+        lines.append(f"{said.feature}: feature {change.feature}, {change.rule}{value}  {words}")
     return lines
 
 
