@@ -3,14 +3,18 @@
 from sparsesteer import ops
 from sparsesteer.activations import Gated, Identity, JumpReLU, ReLU, Slots, TopK
 from sparsesteer.bank import Bank
+from sparsesteer.control_vectors import save_gguf
 from sparsesteer.edits import Edit
+from sparsesteer.explanations import Explanations
 from sparsesteer.hooks import steer
+from sparsesteer.neuronpedia import NeuronpediaFeature
 from sparsesteer.ops import SparseCodes
 from sparsesteer.plans import SteeringPlan
 from sparsesteer.recorder import record
 from sparsesteer.recording import Recording
 from sparsesteer.sae import SAE
 from sparsesteer.site import Site
+from sparsesteer.specs import SaeReference, Spec, load_spec
 
 __version__ = "0.1.0"
 
@@ -18,17 +22,23 @@ __all__ = [
     "SAE",
     "Bank",
     "Edit",
+    "Explanations",
     "Gated",
     "Identity",
     "JumpReLU",
+    "NeuronpediaFeature",
     "ReLU",
     "Recording",
+    "SaeReference",
     "Site",
     "Slots",
     "SparseCodes",
+    "Spec",
     "SteeringPlan",
     "TopK",
+    "load_spec",
     "ops",
     "record",
+    "save_gguf",
     "steer",
 ]

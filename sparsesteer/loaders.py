@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsesteer import explanations
 from sparsesteer.activations import Activation, Gated, JumpReLU, ReLU, TopK
 from sparsesteer.lowering import NORMALIZATIONS
 from sparsesteer.sae import SAE
@@ -40,7 +41,9 @@ def load_from_disk(path: str | os.PathLike) -> SAE:
         name: tensor.load() if len(tensor.shape) < 2 else tensor
         for name, tensor in open_safetensors(weights_file).items()
     }
-    return _from_parts(_modern_config(config, str(folder)), weights, str(folder), _maximum(folder / _STATISTICS))
+    sae = _from_parts(_modern_config(config, str(folder)), weights, str(folder), _maximum(folder / _STATISTICS))
+    sae.explanations = explanations.beside(folder, sae.d_sae)
+    return sae
 
 
 def from_pretrained(release: str, sae_id: str) -> SAE:
@@ -84,7 +87,7 @@ def _modern_config(config: dict, where: str) -> dict:
     if not isinstance(metadata, dict):
         raise ValueError(f"{where}: metadata in the configuration should be an object, got {metadata!r}")
     metadata = dict(metadata)
-    for name in ("model_name", "hook_name", "hf_hook_name", "hook_name_out", "hf_hook_name_out"):
+    for name in ("model_name", "hook_name", "hf_hook_name", "hook_name_out", "hf_hook_name_out", "neuronpedia_id"):
         if name in config:
             metadata.setdefault(name, config[name])
     if "hook_point" in config:
@@ -134,6 +137,7 @@ def _from_parts(config: dict, weights: dict[str, Any], source: str | None, maxim
             hook_name=metadata.get("hook_name") or metadata.get("hf_hook_name"),
             hook_name_out=metadata.get("hook_name_out"),
             source=source,
+            neuronpedia_id=metadata.get("neuronpedia_id"),
         ),
         feature_maximum=maximum,
     )

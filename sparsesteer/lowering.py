@@ -9,6 +9,7 @@ from sparsesteer import weights
 from sparsesteer._layout import N_COLUMNS, Column, InputNorm, OutputScale
 from sparsesteer.activations import Gated, TopK
 from sparsesteer.edits import Edit, FeatureEdit
+from sparsesteer.naming import resolved
 from sparsesteer.plans import SteeringPlan
 
 if TYPE_CHECKING:
@@ -25,10 +26,7 @@ _BAND_ROWS = 4096
 
 def lower(sae: "SAE", edit: Edit, activation: "Activation", reconstruct: bool, preserve_norm: bool) -> SteeringPlan:
     """The plan of an edit; of the SAE's matrices only the edited features' columns and rows are read."""
-    for feature in edit.features:
-        if feature >= sae.d_sae:
-            raise ValueError(f"SAE.plan: feature {feature} is out of range, this SAE has 0 to {sae.d_sae - 1}")
-    changes = sorted(edit.changes, key=lambda change: change.feature)
+    changes = sorted(resolved(edit, sae).changes, key=lambda change: change.feature)
     constant = [change for change in changes if change.is_constant()]
     encoded = [change for change in changes if not change.is_constant()]
     features = _features(encoded, sae)

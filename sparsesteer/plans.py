@@ -1,28 +1,22 @@
 """What the kernel reads: the rows, tables and rules of one set of edits at one site."""
 
-import json
 import math
 import os
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from sparsesteer import reference
 from sparsesteer._layout import N_COLUMNS, InputNorm, OutputScale
 from sparsesteer.site import Site
-from sparsesteer.storage import parse_json
 
 if TYPE_CHECKING:
     from sparsesteer.sae import SAE
 
-FORMAT_VERSION = 1
-_TABLES = ("encoder", "decoder", "rows", "features", "constant_features")
+TABLES = ("encoder", "decoder", "rows", "features", "constant_features")
 _ROW_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
@@ -133,13 +127,14 @@ class SteeringPlan:
         if twice:
             raise ValueError(f"feature {min(twice)} is edited by both plans; give each feature one rule")
         biases = [b for b in (self.delta_bias, other.delta_bias) if b is not None]
-        joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in _TABLES}
+        joined: dict[str, Any] = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in TABLES}
         delta_bias = sum(biases[1:], biases[0]) if biases else None
-        return replace(self, **joined, delta_bias=delta_bias, sae=self.sae or other.sae)._in_order()
+        return replace(self, **joined, delta_bias=delta_bias, sae=self.sae or other.sae).in_order()
 
-    def _in_order(self) -> "SteeringPlan":
+    def in_order(self) -> "SteeringPlan":
+        """The same plan, its features in rising order."""
         order = self.features.argsort()
-        return replace(self, **{name: getattr(self, name)[order] for name in _TABLES[:4]})
+        return replace(self, **{name: getattr(self, name)[order] for name in TABLES[:4]})
 
     def reconstruction_bias(self, decoder_bias: Tensor) -> Tensor:
         """[D_out], all that a reconstruct plan's result holds where no feature is active."""
@@ -151,98 +146,98 @@ class SteeringPlan:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the plan as one safetensors file, its provenance in the header; returns the path."""
-        path = Path(path)
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TABLES}
-        if self.delta_bias is not None:
-            tensors["delta_bias"] = self.delta_bias.detach().cpu().contiguous()
-        description = {
-            "version": FORMAT_VERSION,
-            "input_norm": self.input_norm.name,
-            "scale_rule": self.scale_rule.name,
-            "gap": float(self.gap),
-            "preserve_norm": self.preserve_norm,
-            "k": self.k,
-            "reconstruct": self.reconstruct,
-            "sae_digest": self.sae_digest,
-            "site": vars(self.site),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # written beside its place and moved there: a reader never sees half a plan
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            temporary = Path(folder) / path.name
-            temporary.write_bytes(save(tensors, metadata={"sparsesteer": json.dumps(description, sort_keys=True)}))
-            os.replace(temporary, path)
-        return path
+        from sparsesteer import plan_files
 
-    @classmethod
-    def load(cls, path: str | os.PathLike, sae: "SAE | None" = None) -> "SteeringPlan":
+        return plan_files.save_plan(self, path)
+
+    @staticmethod
+    def load(path: str | os.PathLike, sae: "SAE | None" = None) -> "SteeringPlan":
         """Read a plan. A TopK or reconstruct plan needs its ``sae`` again, checked by digest.
 
         Raises:
             ValueError: not a plan, a truncated file, a newer version, another SAE than the plan was made from.
         """
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                text = (file.metadata() or {}).get("sparsesteer")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-        if text is None:
-            raise ValueError(f"{path} is a safetensors file but not a steering plan; write one with plan.save(path)")
-        description = parse_json(text, f"the description in {path}")
-        if description.get("version") != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} is a plan of version {description.get('version')}, this sparsesteer reads {FORMAT_VERSION}"
-            )
-        try:
-            plan = cls(
-                **_described(description),
-                **{name: tensors[name] for name in _TABLES},
-                delta_bias=tensors.get("delta_bias"),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a complete steering plan: {error!r}") from error
-        plan._check_values(path)
-        plan = plan._in_order()
-        return plan if sae is None else plan._attached(sae, path)
+        from sparsesteer import plan_files
 
-    def _attached(self, sae: "SAE", path: object) -> "SteeringPlan":
-        """The plan beside the SAE it was made from, on its device."""
+        return plan_files.load_plan(path, sae)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "Upload a steering plan",
+    ) -> str:
+        """Put the plan and a card that says what it edits into a repository of the Hugging Face Hub.
+
+        The repository is made if there is none. Returns the commit's address.
+
+        Raises:
+            PermissionError: not logged in, or no right to write there.
+            OSError: the Hub does not answer, or refuses.
+        """
+        from sparsesteer import hub
+
+        return hub.push_plan(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+        )
+
+    @staticmethod
+    def from_pretrained(
+        repo_id_or_path: str | os.PathLike,
+        sae: "SAE | None" = None,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+    ) -> "SteeringPlan":
+        """Read a plan out of a repository of the Hugging Face Hub, a folder, or a file; ``sae`` as in ``load``.
+
+        Raises:
+            FileNotFoundError: no such repository, revision or folder, or there is no plan in it.
+            ValueError: as ``load``.
+        """
+        from sparsesteer import hub
+
+        path = hub.plan_file(
+            repo_id_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+        return SteeringPlan.load(path, sae)
+
+    def to_gguf(
+        self, path: str | os.PathLike, *, model_hint: str, layer: int | None = None, strength: float = 1.0
+    ) -> Path:
+        """Write an unconditional plan as a control vector for llama.cpp (``control_vectors.save_gguf``).
+
+        Args:
+            model_hint: llama.cpp's name of the model's architecture, "llama".
+            layer: the block after which it is added, where the plan's site does not say.
+
+        Raises:
+            ValueError: a plan that is more than one constant vector, or a place that llama.cpp has no vector for.
+        """
+        from sparsesteer import control_vectors
+
+        layer = control_vectors.layer_of(self.site) if layer is None else layer
+        return control_vectors.save_gguf({layer: self}, path, model_hint=model_hint, strength=strength)
+
+    def with_sae(self, sae: "SAE", name: object = "the plan") -> "SteeringPlan":
+        """The plan beside the SAE it was made from, on its device. Raises ValueError for another SAE."""
         if sae.digest != self.sae_digest:
             raise ValueError(
-                f"{path} was made from another SAE (digest {self.sae_digest}, given {sae.digest}); "
+                f"{name} was made from another SAE (digest {self.sae_digest}, given {sae.digest}); "
                 "if only the activation differs, give sae.with_activation(...)"
             )
         if len(self) and int(self.features.max()) >= sae.d_sae:
-            raise ValueError(f"{path}: feature {int(self.features.max())} is out of range, the SAE has {sae.d_sae}")
+            raise ValueError(f"{name}: feature {int(self.features.max())} is out of range, the SAE has {sae.d_sae}")
         return replace(self, sae=sae if self.needs_sae else None).to(sae.device)
-
-    def _check_values(self, path: object) -> None:
-        for name in ("encoder", "decoder", "delta_bias"):
-            tensor = getattr(self, name)
-            if tensor is not None and not torch.isfinite(tensor).all():
-                raise ValueError(f"{path}: {name} has NaN or infinite values")
-        if torch.isnan(self.rows).any():
-            raise ValueError(f"{path}: rows have NaN values")
-        if (torch.cat([self.features, self.constant_features]) < 0).any():
-            raise ValueError(f"{path}: a feature is counted from 0, features hold negative numbers")
-
-
-def _described(description: dict) -> dict:
-    """The arguments of a plan that are not tensors, out of a file's description, their types checked."""
-    fields = {"preserve_norm": bool, "k": int, "reconstruct": bool, "gap": float}
-    found: dict = {name: _typed(description, name, kind) for name, kind in fields.items()}
-    site = {name: _typed(description["site"], name, (str, type(None))) for name in description["site"]}
-    return found | {
-        "input_norm": InputNorm[_typed(description, "input_norm", str)],
-        "scale_rule": OutputScale[_typed(description, "scale_rule", str)],
-        "site": Site(**site),
-        "sae_digest": _typed(description, "sae_digest", (str, type(None))),
-    }
-
-
-def _typed(description: dict, name: str, kind: type | tuple[type, ...]) -> Any:
-    value = description[name]
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError(f"{name} is {value!r}")
-    return value

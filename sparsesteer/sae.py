@@ -13,6 +13,7 @@ from sparsesteer._layout import InputNorm
 from sparsesteer.activations import Activation, Gated, TopK
 from sparsesteer.digest import digest_of
 from sparsesteer.edits import Edit
+from sparsesteer.explanations import Explanations
 from sparsesteer.lowering import NORMALIZATIONS, fold_decoder, fold_encoder, lower
 from sparsesteer.ops import SparseCodes
 from sparsesteer.plans import SteeringPlan
@@ -41,6 +42,8 @@ class SAE:
         ValueError: shapes that disagree, NaN or infinite weights, an unknown normalisation.
         TypeError: integer weights, something else than an activation.
     """
+
+    explanations: Explanations | None = None  # words by which edits can name features
 
     def __init__(
         self,
@@ -218,7 +221,8 @@ class SAE:
             preserve_norm: give every edited token the length it had.
 
         Raises:
-            ValueError: a feature that the SAE does not have, NaN or infinite weights in an edited row.
+            ValueError: a feature that the SAE does not have or a name of several, a value relative to a maximum that
+                is not known, NaN or infinite weights in an edited row.
         """
         if not isinstance(edit, Edit):
             raise TypeError(f"SAE.plan takes an Edit, got {type(edit).__name__}; write Edit.set({{feature: value}})")

@@ -15,6 +15,7 @@ class Site:
     hook_name: str | None = None
     hook_name_out: str | None = None
     source: str | None = None  # a path, or "release/sae_id"
+    neuronpedia_id: str | None = None  # "gpt2-small/8-res-jb"
 
     def __str__(self) -> str:
         return f"{self.hook_name or 'no site'} of {self.model_name or 'an unnamed model'}"

@@ -8,9 +8,8 @@ from tiny_model import N_FEATURES, write_model, write_sae
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from sparsesteer import SAE, Edit
+from sparsesteer import SAE, Explanations
 from sparsesteer.cli import app, models, steer
-from sparsesteer.cli.edit_grammar import parse_edit, parse_edits
 
 
 @pytest.fixture(scope="module")
@@ -37,61 +36,6 @@ def error_of(*arguments):
     lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "Traceback" not in stderr
     return lines[0]
-
-
-def changes(edit):
-    return {(c.feature, c.rule, c.c0, c.c1, c.c2, c.knot, c.when_active) for c in edit.changes}
-
-
-@pytest.mark.parametrize(
-    ("text", "edit"),
-    [
-        ("set:123=8", Edit.set({123: 8.0})),
-        ("scale:99=0,7=2.5", Edit.scale({99: 0.0, 7: 2.5})),
-        ("add:7=-3:active", Edit.add({7: -3.0}, when_active=True)),
-        ("cap:1=1e-2", Edit.cap({1: 0.01})),
-        ("floor:4=2:active", Edit.floor({4: 2.0}, when_active=True)),
-        ("ablate:5,6", Edit.ablate([5, 6])),
-    ],
-)
-def test_edit_grammar(text, edit):
-    assert changes(parse_edit(text)) == changes(edit)
-
-
-def test_edits_join():
-    assert changes(parse_edits(["set:1=2", "ablate:3"])) == changes(Edit.set({1: 2.0}) | Edit.ablate([3]))
-
-
-@pytest.mark.parametrize(
-    ("text", "piece"),
-    [
-        ("put:1=2", "'put'"),
-        ("set", "set:123=8"),
-        ("set:", "set:123=8"),
-        ("set:1", "'1' should be feature=value"),
-        ("set:1=2,", "'' should be feature=value"),
-        ("set:x=2", "'x' is not a feature"),
-        ("set:-1=2", "'-1' is not a feature"),
-        ("set:1.5=2", "'1.5' is not a feature"),
-        ("set:1=much", "'much' in '1=much' is not a number"),
-        ("set:1=", "'' in '1=' is not a number"),
-        ("set:1=nan", "finite"),
-        ("set:1=2,1=3", "feature 1 is named twice"),
-        ("set:1=2:sometimes", "'sometimes'"),
-        ("set:1=2:active:active", "set:123=8"),
-        ("ablate:1=2", "'1=2' is not a feature"),
-        ("ablate:1:active", "inactive feature is 0 already"),
-    ],
-)
-def test_edit_grammar_names_the_bad_piece(text, piece):
-    with pytest.raises(ValueError) as error:
-        parse_edit(text)
-    assert piece in str(error.value)
-
-
-def test_a_feature_in_two_edits_is_refused():
-    with pytest.raises(ValueError, match="feature 1 is named twice"):
-        parse_edits(["set:1=2", "ablate:1"])
 
 
 def test_info():
@@ -228,9 +172,73 @@ def test_debug_lets_the_error_through(tiny):
     assert isinstance(result.exception, ValueError) and result.exit_code == 1
 
 
-@pytest.mark.parametrize("arguments", [["steer"], ["steer", "hello"], ["features"], ["info", "--no-such"], ["fly"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["steer"],
+        ["steer", "hello"],
+        ["steer", "hello", "-e", "set:1=1", "--spec", "s.yaml"],
+        ["features"],
+        ["features", "hello", "--search", "hello"],
+        ["info", "--no-such"],
+        ["fly"],
+    ],
+)
 def test_wrong_usage_exits_with_2(arguments):
     run(*arguments, exit_code=2)
+
+
+@pytest.fixture(scope="module")
+def explained(tiny, tmp_path_factory):
+    """An SAE folder whose feature 3 is explained by "ship" and "sea", and 4 by "ship"."""
+    folder = tmp_path_factory.mktemp("explained")
+    write_sae(folder)
+    lists = [[("ship", 2.0), ("sea", 1.0)] if f == 3 else [("ship", 3.0)] if f == 4 else [] for f in range(N_FEATURES)]
+    Explanations.of(lists, method="by hand", method_version="1").save(folder / "explanations.safetensors")
+    return str(folder)
+
+
+def test_features_by_their_words(tiny, explained):
+    found = run_json("features", "--search", "ship", "-s", explained, "-m", "no such model")
+    assert [f["feature"] for f in found["features"]] == [4, 3] and found["method"] == "by hand" and found["found"] == 2
+    assert [f["feature"] for f in run_json("features", "--search", "Ship SEA", "-s", explained)["features"]] == [3]
+    assert len(run_json("features", "--search", "ship", "-s", explained, "--top", 1)["features"]) == 1
+    printed = run("features", "--search", "ship", "-s", explained).stdout
+    assert "2 features" in printed and "sea" in printed
+    assert "has no explanations" in error_of("features", "--search", "ship", "-s", tiny[1])
+
+
+def test_steer_by_words_and_by_maxima(tiny, explained):
+    maximum = SAE.load_from_disk(explained).feature_maximum[3].item()
+    result = run(*STEER, "-m", tiny[0], "-s", explained, "-e", "set:sea=10x-max", "--json")
+    assert f"sea: feature 3, set {10 * maximum:g}  ship  sea" in result.stderr
+    by_number = run_json(*STEER, "-m", tiny[0], "-s", explained, "-e", f"set:3={10 * maximum}")
+    assert json.loads(result.stdout)["steered"] == by_number["steered"] != by_number["unsteered"]
+    assert "2 features" in error_of(*STEER, "-m", tiny[0], "-s", explained, "-e", "set:ship=1")
+
+
+SPEC = "version: 1\nsae: {path: %s}\nmodel: %s\nstrength: 0.5\npositions: generated\nedits:\n- set: {sea: 10x max}\n"
+
+
+def test_steer_by_a_spec(tiny, explained, tmp_path):
+    spec = tmp_path / "sea.yaml"
+    spec.write_text(SPEC % (explained, tiny[0]))
+    by_hand = ("-m", tiny[0], "-s", explained, "-e", "set:sea=10x-max")
+    for options, same in (
+        ((), ("--strength", 0.5, "--positions", "generated")),
+        (("--strength", 2, "--positions", "all", "--layer", 0), ("--strength", 2, "--layer", 0)),
+    ):
+        result = run_json(*STEER, "--spec", spec, *options)
+        assert result["steered"] == run_json(*STEER, *by_hand, *same)["steered"] != result["unsteered"]
+    assert result["edits"] == [{"set": {"sea": "10x max"}}] and result["sae"] == {"path": explained}
+    assert "steered by" in run(*STEER, "--spec", spec).stdout
+    assert "edits[0]" in error_of(*STEER, "--spec", write_spec(tmp_path, "version: 1\nedits: [{put: {}}]"))
+    assert "No such file" in error_of(*STEER, "--spec", tmp_path / "nothing.yaml")
+
+
+def write_spec(folder, text):
+    (folder / "spec.yaml").write_text(text)
+    return folder / "spec.yaml"
 
 
 @pytest.mark.parametrize("command", ["info", "features", "steer", "watch", "demo"])

@@ -27,6 +27,39 @@ def test_coefficients(edit, want):
     assert (change.feature, change.c0, change.c1, change.c2, change.knot, change.when_active) == (3, *want, False)
 
 
+RELATIVE = [
+    ("set", "2x max", (2, -1, 0, 0)),
+    ("set", "max", (1, -1, 0, 0)),
+    ("set", " 0.5X-Max ", (0.5, -1, 0, 0)),
+    ("add", "-1e-1x max", (-0.1, 0, 0, 0)),
+    ("cap", ".5xmax", (0, 0, -1, 0.5)),
+    ("floor", "3.x max", (3, -1, 1, 3)),
+]
+
+
+@pytest.mark.parametrize("rule, value, want", RELATIVE)
+def test_relative_values_are_in_units_of_the_maximum(rule, value, want):
+    (change,) = getattr(Edit, rule)({3: value}).changes
+    assert change.relative and (change.c0, change.c1, change.c2, change.knot) == want
+    absolute = change.absolute(4.0)
+    assert absolute == getattr(Edit, rule)({3: 4.0 * change.value}).changes[0] and not absolute.relative
+
+
+@pytest.mark.parametrize(
+    "value, said", [("2.0x-max", "2x max"), ("max", "1x max"), ("-.25xmax", "-0.25x max"), (2, 2.0)]
+)
+def test_what_was_said_can_be_said_again(value, said):
+    (change,) = Edit.set({3: value}).changes
+    assert change.said_value() == said and Edit.set({3: said}).changes == (change,)
+
+
+def test_features_have_names():
+    edit = Edit.set({"music": 8, " big \n cats": "2x max"}) | Edit.ablate(["gpt2-small/8-res-jb/123"])
+    assert edit.features == ("music", "big cats", "gpt2-small/8-res-jb/123")
+    with pytest.raises(ValueError, match="feature big cats is named twice"):
+        edit | Edit.ablate(["big  cats"])
+
+
 @pytest.mark.parametrize("rule", ["set", "add", "scale", "cap", "floor"])
 def test_when_active(rule):
     (change,) = getattr(Edit, rule)({3: 8}, when_active=True).changes
@@ -76,7 +109,16 @@ WRONG = [
     (lambda: Edit.set({1.0: 2}), TypeError, "a feature is a whole number, got 1.0"),
     (lambda: Edit.set({True: 2}), TypeError, "a feature is a whole number, got True"),
     (lambda: Edit.set({"3": 2}), TypeError, "a feature is a whole number, got '3'"),
-    (lambda: Edit.set({3: "2"}), TypeError, "should be a number, got '2'"),
+    (lambda: Edit.set({3: "2"}), TypeError, "should be a number, got '2'; or relative to its maximum"),
+    (lambda: Edit.scale({3: "2"}), TypeError, "should be a number, got '2'$"),
+    (lambda: Edit.scale({3: "2x max"}), ValueError, "a factor of the activation itself, got '2x max'; set, add, cap"),
+    (lambda: Edit.set({3: "2 max"}), TypeError, "should be a number, got '2 max'"),
+    (lambda: Edit.set({3: "nanx max"}), TypeError, "should be a number, got 'nanx max'"),
+    (lambda: Edit.set({3: "9e999x max"}), ValueError, "should be finite, got inf"),
+    (lambda: Edit.hinge({3: (0, 1, 2, "max")}), TypeError, "should be a number, got 'max'"),
+    (lambda: Edit.hinge({3: "max!"}), ValueError, r"should have \(c0, c1, c2, knot\)"),
+    (lambda: Edit.set({"-1": 2}), TypeError, "a feature is a whole number, got '-1'; a name has letters"),
+    (lambda: Edit.ablate([" "]), TypeError, "a feature is a whole number, got ' '"),
     (lambda: Edit.set({3: True}), TypeError, "should be a number, got True"),
     (lambda: Edit.set({3: None}), TypeError, "should be a number, got None"),
     (lambda: Edit.set({3: torch.ones(2)}), TypeError, "should be a number, got tensor"),

@@ -12,7 +12,7 @@ from sparsesteer import SAE, Edit, Site
 from sparsesteer.storage import StoredTensor
 
 D, F = 13, 37
-METADATA = dict(model_name="gpt2", hook_name="blocks.3.hook_resid_post")
+METADATA = dict(model_name="gpt2", hook_name="blocks.3.hook_resid_post", neuronpedia_id="gpt2-small/4-res-jb")
 METADATA_SITE = Site("gpt2", "blocks.3.hook_resid_post", None, None)
 
 
@@ -92,6 +92,7 @@ def flat(config):
     """The configuration as sae_lens wrote it before version 6."""
     metadata = config.pop("metadata")
     config["hook_point"], config["model_name"] = metadata["hook_name"], metadata["model_name"]
+    config["neuronpedia_id"] = metadata["neuronpedia_id"]
     config["hook_point_layer"], config["activation_fn_str"] = 3, "relu"
     if config["architecture"] == "topk":
         config["activation_fn_str"], config["activation_fn_kwargs"] = "topk", {"k": config.pop("k")}

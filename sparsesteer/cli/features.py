@@ -1,4 +1,4 @@
-"""``sparsesteer features``: which features are active where in a text."""
+"""``sparsesteer features``: which features are active where in a text, or have a word in their explanation."""
 
 from dataclasses import asdict, dataclass
 from typing import Annotated
@@ -41,7 +41,8 @@ class FeatureColumn:
 
 @one_line_errors
 def features(
-    text: Annotated[str, typer.Argument(help="The text to read.")],
+    text: Annotated[str | None, typer.Argument(help="The text to read.", show_default=False)] = None,
+    search: Annotated[str | None, typer.Option(help="Words that a feature's explanation should have.")] = None,
     model: ModelOption = SMOLLM2,
     sae: SaeOption = DEMO,
     layer: LayerOption = None,
@@ -56,16 +57,25 @@ def features(
     The first token (an attention sink) and special tokens are left out. Below the table: the words that each
     feature promotes most (its decoder row through the final norm and the unembedding).
 
+    With --search, list the features whose explanation has all the words, strongest first; no model is loaded.
+
     Examples:
 
         sparsesteer features "The ship left the harbour at night."
 
         sparsesteer features --raw --top 12 --json "The ship left the harbour at night."
+
+        sparsesteer features --search elephants
     """
+    if (text is None) == (search is None):
+        raise typer.BadParameter("give a text to read, or --search, one of them")
+    if search is not None:
+        print_matches(load_sae(sae, model), search, top, as_json)
+        return
     with loading(f"{sae} SAE and {model}"):
         autoencoder = load_sae(sae, model)
         network, tokenizer = load_model(model)
-    ids = encode_prompt(tokenizer, text, raw=raw, device=network.device)
+    ids = encode_prompt(tokenizer, text or "", raw=raw, device=network.device)
     kept = [i for i, token in enumerate(ids[0].tolist()) if i > 0 and token not in tokenizer.all_special_ids]
     if not kept:
         raise ValueError("the text has no tokens but its first and special ones, which are left out; give a longer one")
@@ -88,6 +98,27 @@ def features(
     console.print(_table(tokens, columns, known_maxima=autoencoder.feature_maximum is not None))
     for column in columns:
         console.print(Text(f"{column.feature:>7} promotes  {'  '.join(column.promotes)}"))
+
+
+def print_matches(sae: SAE, words: str, top: int, as_json: bool) -> None:
+    """The features whose explanation has all the words, at most ``top``."""
+    if sae.explanations is None:
+        raise ValueError("--search: this SAE has no explanations; a folder has them in explanations.safetensors")
+    matches = sae.explanations.search(words)
+    if as_json:
+        print_json(
+            {"method": sae.explanations.method, "found": len(matches), "features": [asdict(m) for m in matches[:top]]}
+        )
+        return
+    table = Table(title=f"{len(matches)} features whose explanation ({sae.explanations.method}) has {words!r}")
+    for heading in ("feature", "score", "maximum"):
+        table.add_column(heading, justify="right")
+    table.add_column("words")
+    for match in matches[:top]:
+        maximum = "" if sae.feature_maximum is None else f"{float(sae.feature_maximum[match.feature]):.3g}"
+        explanation = Text("  ".join(scored.word for scored in match.words))
+        table.add_row(str(match.feature), f"{match.score:.2f}", maximum, explanation)
+    Console().print(table)
 
 
 def strongest(sae: SAE, codes: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,103 @@
+"""Plans as files: one safetensors file each, its rules and provenance in the header."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from sparsesteer._layout import InputNorm, OutputScale
+from sparsesteer.plans import TABLES, SteeringPlan
+from sparsesteer.site import Site
+from sparsesteer.storage import parse_json
+from sparsesteer.writing import write_whole
+
+if TYPE_CHECKING:
+    from sparsesteer.sae import SAE
+
+FORMAT_VERSION = 1
+
+
+def save_plan(plan: SteeringPlan, path: str | os.PathLike) -> Path:
+    """Write a plan as one file; returns the path."""
+    tensors = {name: getattr(plan, name).detach().cpu().contiguous() for name in TABLES}
+    if plan.delta_bias is not None:
+        tensors["delta_bias"] = plan.delta_bias.detach().cpu().contiguous()
+    description = {
+        "version": FORMAT_VERSION,
+        "input_norm": plan.input_norm.name,
+        "scale_rule": plan.scale_rule.name,
+        "gap": float(plan.gap),
+        "preserve_norm": plan.preserve_norm,
+        "k": plan.k,
+        "reconstruct": plan.reconstruct,
+        "sae_digest": plan.sae_digest,
+        "site": vars(plan.site),
+    }
+    return write_whole(path, save(tensors, metadata={"sparsesteer": json.dumps(description, sort_keys=True)}))
+
+
+def load_plan(path: str | os.PathLike, sae: "SAE | None" = None) -> SteeringPlan:
+    """Read a plan; one of a TopK SAE or with ``reconstruct`` needs its ``sae`` again, checked by digest.
+
+    Raises:
+        ValueError: not a plan, a truncated file, a newer version, another SAE than the plan was made from.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            text = (file.metadata() or {}).get("sparsesteer")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    if text is None:
+        raise ValueError(f"{path} is a safetensors file but not a steering plan; write one with plan.save(path)")
+    description = parse_json(text, f"the description in {path}")
+    if description.get("version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} is a plan of version {description.get('version')}, this sparsesteer reads {FORMAT_VERSION}"
+        )
+    try:
+        plan = SteeringPlan(
+            **_described(description),
+            **{name: tensors[name] for name in TABLES},
+            delta_bias=tensors.get("delta_bias"),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a complete steering plan: {error!r}") from error
+    _check_values(plan, path)
+    plan = plan.in_order()
+    return plan if sae is None else plan.with_sae(sae, path)
+
+
+def _check_values(plan: SteeringPlan, path: object) -> None:
+    for name in ("encoder", "decoder", "delta_bias"):
+        tensor = getattr(plan, name)
+        if tensor is not None and not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: {name} has NaN or infinite values")
+    if torch.isnan(plan.rows).any():
+        raise ValueError(f"{path}: rows have NaN values")
+    if (torch.cat([plan.features, plan.constant_features]) < 0).any():
+        raise ValueError(f"{path}: a feature is counted from 0, features hold negative numbers")
+
+
+def _described(description: dict) -> dict:
+    """The arguments of a plan that are not tensors, out of a file's description, their types checked."""
+    fields = {"preserve_norm": bool, "k": int, "reconstruct": bool, "gap": float}
+    found: dict = {name: _typed(description, name, kind) for name, kind in fields.items()}
+    site = {name: _typed(description["site"], name, (str, type(None))) for name in description["site"]}
+    return found | {
+        "input_norm": InputNorm[_typed(description, "input_norm", str)],
+        "scale_rule": OutputScale[_typed(description, "scale_rule", str)],
+        "site": Site(**site),
+        "sae_digest": _typed(description, "sae_digest", (str, type(None))),
+    }
+
+
+def _typed(description: dict, name: str, kind: type | tuple[type, ...]) -> Any:
+    value = description[name]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{name} is {value!r}")
+    return value
