@@ -1,4 +1,4 @@
-"""What is installed: the build switch, the record it leaves, and wheel and sdist in an empty environment."""
+"""What is installed: the build switch, the record it leaves, and pure wheel and sdist in an empty environment."""
 
 import os
 import shutil
@@ -19,9 +19,9 @@ from sparsesteer import _native
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # release/ belongs to the repository, not to the package
 
-from release.artefacts import build_native_wheel, build_sdist, build_wheel, faults  # noqa: E402
+from release.artefacts import build_sdist, build_wheel, faults  # noqa: E402
 from release.interpreter import Interpreter  # noqa: E402
-from release.trial import Environment, try_native, try_pure  # noqa: E402
+from release.trial import Environment, try_pure  # noqa: E402
 
 FOLDERS = ("sparsesteer", "kernels", "benchmarks", "csrc")
 RECORD = "sparsesteer._build_result"
@@ -186,14 +186,3 @@ def test_sdist_holds_what_a_build_needs(distributions):
 def test_pure_in_an_empty_environment(distributions, environment, which):
     pytest.importorskip("triton")
     assert "reference, triton" in try_pure(distributions[which], ss.__version__, environment)
-
-
-@pytest.mark.native
-@pytest.mark.slow
-def test_native_wheel_in_an_empty_environment(distributions, environment, tmp_path):
-    pytest.importorskip("auditwheel")
-    here = environment.interpreter
-    wheel = build_native_wheel(distributions[0], here, tmp_path / "native")
-    assert f"+pt{here.minor.replace('.', '')}-" in wheel.name and "manylinux" in wheel.name
-    assert not faults(wheel)
-    assert "native" in try_native(wheel, ss.__version__, environment)
