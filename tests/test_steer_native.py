@@ -165,5 +165,5 @@ def test_infinite_and_nan_inputs_stay_in_their_token():
 
 
 def test_unknown_level():
-    with pytest.raises(RuntimeError, match="SIMD level sse9 is unknown; use avx512, avx2 or portable"):
+    with pytest.raises(RuntimeError, match="SIMD level sse9 is unknown; use avx512_bf16, avx512, avx2 or portable"):
         _native.extension.set_simd_level("sse9")
