@@ -1,4 +1,5 @@
-# make demo | test | test-all | lint | clean: each creates .venv on first use. PYTHON= chooses the interpreter.
+# make demo | test | test-all | lint | release | clean: each creates .venv on first use. PYTHON= chooses the interpreter.
+# make test-torch TORCH=2.14.1 runs the suites under another torch; make release TORCH=2.14.1 builds a wheel for it too.
 
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo $$p && break; done)
@@ -9,20 +10,35 @@ INSTALLED := .venv/installed
 REPORTS := .test_reports
 SUITES := main triton aot
 SKIPPED := and not full and not slow
+TORCH :=
+OTHERS := $(patsubst %,build/torch%/.venv/installed,$(TORCH))
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test suites test-all test-torch lint release clean
 
 demo: $(INSTALLED)
 	$(BIN)/sparsesteer demo
 
-# every suite runs, then one summary speaks for all of them
 test: lint
+	$(MAKE) suites
+
+# every suite runs, then one summary speaks for all of them
+suites: $(INSTALLED)
 	@rm -rf $(REPORTS)
 	@$(foreach suite,$(SUITES),echo "== $(suite)"; $(call run,$(suite));) \
 	$(BIN)/python tests/summary.py $(addprefix $(REPORTS)/,$(addsuffix .json,$(SUITES)))
 
 test-all:
 	$(MAKE) test SKIPPED= SUITES="$(SUITES) sanitizer"
+
+test-torch:
+	@test -n "$(TORCH)" || { echo "Name a torch: make test-torch TORCH=2.14.1"; exit 1; }
+	release/other_torch.sh $(TORCH) suites TORCH=
+
+release: $(INSTALLED) $(OTHERS)
+	$(BIN)/python -m release $(patsubst %/installed,--python %/bin/python,$(OTHERS))
+
+build/torch%/.venv/installed:
+	release/other_torch.sh $* .venv/installed TORCH=
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

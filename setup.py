@@ -89,13 +89,15 @@ def native() -> dict:
     if with_cuda and torch.version.cuda is None:
         raise SetupError(f"SPARSESTEER_BUILD=cuda: torch {torch.__version__} was built without CUDA")
     folders = ["csrc", "csrc/cpu", *(["csrc/cuda"] if with_cuda else [])]
+    # messages name csrc/... and torch/include/..., not the folders of the machine where a wheel was built
+    nameless = [f"-ffile-prefix-map={folder}/=" for folder in (Path.cwd(), Path(torch.__file__).parents[1])]
     extension = (CUDAExtension if with_cuda else CppExtension)(
         "sparsesteer._C",
         sorted(path for folder in folders for suffix in ("cpp", "cu") for path in glob(f"{folder}/*.{suffix}")),
         depends=[path for suffix in ("h", "cuh") for path in glob(f"csrc/**/*.{suffix}", recursive=True)],
         define_macros=[("SPARSESTEER_CUDA", None)] if with_cuda else [],
         # no -march: the kernels choose their instruction set at run time
-        extra_compile_args={"cxx": ["-O3", "-g0", "-fopenmp", *SANITIZERS], "nvcc": ["-O3"]},
+        extra_compile_args={"cxx": ["-O3", "-g0", "-fopenmp", *nameless, *SANITIZERS], "nvcc": ["-O3"]},
         extra_link_args=["-fopenmp", *(SANITIZERS or ["-s"])],
     )
     return {"ext_modules": [extension], "cmdclass": {"build_ext": BuildNative}}

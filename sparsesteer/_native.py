@@ -32,8 +32,8 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, REASON
     if _minor(TORCH_VERSION) != _minor(torch.__version__):
         return None, (
-            f"built with torch {TORCH_VERSION}, running torch {torch.__version__}: "
-            "reinstall sparsesteer with --no-build-isolation"
+            f"built with torch {TORCH_VERSION}, running torch {torch.__version__}: reinstall sparsesteer for torch "
+            f"{_minor(torch.__version__)}, from its wheel or with --no-build-isolation --no-cache-dir"
         )
     try:
         return import_module("sparsesteer._C"), ""

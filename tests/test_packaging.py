@@ -1,6 +1,5 @@
-"""What is installed: the build switch, the record it leaves, and wheel and sdist in an empty environment."""
+"""What is installed: the build switch, the record it leaves, and pure wheel and sdist in an empty environment."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,26 +13,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import sparsesteer as ss
 from sparsesteer import _native
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))  # release/ belongs to the repository, not to the package
+
+from release.artefacts import build_sdist, build_wheel, faults  # noqa: E402
+from release.interpreter import Interpreter  # noqa: E402
+from release.trial import Environment, try_pure  # noqa: E402
+
 FOLDERS = ("sparsesteer", "kernels", "benchmarks", "csrc")
 RECORD = "sparsesteer._build_result"
-
-SMOKE = """
-import sys
-from pathlib import Path
-import torch
-import sparsesteer as ss
-
-assert Path(ss.__file__).is_relative_to(sys.prefix), ss.__file__
-torch.manual_seed(0)
-h, W_enc, W_dec = torch.randn(5, 24), torch.randn(24, 80), torch.randn(80, 24)
-sae = ss.SAE(W_enc=W_enc, W_dec=W_dec, activation=ss.ReLU())
-steered = ss.ops.steer(h, sae.plan(ss.Edit.set({3: 2.0}) | ss.Edit.ablate([7])), backend=sys.argv[1])
-f = (h @ W_enc).relu()
-torch.testing.assert_close(steered, h + (2 - f[:, 3:4]) * W_dec[3] - f[:, 7:8] * W_dec[7])
-"""
 
 
 def run(*command: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
@@ -152,12 +143,13 @@ def test_an_extension_that_does_not_load_gives_the_reason(monkeypatch):
 def distributions(tmp_path_factory) -> tuple[Path, Path]:
     """The sdist, and the pure wheel built from it."""
     folder = tmp_path_factory.mktemp("distributions")
-    tree = copy_source(folder / "source")
-    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", tree)
-    check(run(*command, cwd=folder, SPARSESTEER_BUILD="none"))
-    (sdist,) = (folder / "dist").glob("*.tar.gz")
-    (wheel,) = (folder / "dist").glob("*.whl")
-    return sdist, wheel
+    sdist = build_sdist(copy_source(folder / "source"), folder)
+    return sdist, build_wheel(sdist, Path(sys.executable), folder, "none")
+
+
+@pytest.fixture
+def environment(tmp_path) -> Environment:
+    return Environment.new(tmp_path / "env", Interpreter.at(Path(sys.executable)))
 
 
 def package_files() -> set[str]:
@@ -173,9 +165,10 @@ def package_files() -> set[str]:
 
 def test_pure_wheel_holds_the_package_and_nothing_else(distributions):
     _, wheel = distributions
-    assert wheel.name.endswith("-py3-none-any.whl")
+    assert wheel.name == f"sparsesteer-{ss.__version__}-py3-none-any.whl"
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == package_files()
+    assert not faults(wheel)
 
 
 def test_sdist_holds_what_a_build_needs(distributions):
@@ -184,37 +177,12 @@ def test_sdist_holds_what_a_build_needs(distributions):
         members = {member.name.split("/", 1)[-1]: member for member in archive.getmembers()}
     native = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()}
     wanted = package_files() - {"sparsesteer/_build_result.py"}
-    assert wanted | native | {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= set(members)
+    assert wanted | native | {"setup.py", "pyproject.toml", "LICENSE", "README.md", "CITATION.cff"} <= set(members)
     assert all(members[name].isfile() for name in wanted)  # no symlink, the archive may be unpacked anywhere
-    assert not {name for name in members if name.endswith(".so") or "_build_result" in name}
+    assert not faults(sdist)
 
 
-def install(wheel: Path, folder: Path) -> Path:
-    """A new environment that sees this one's libraries, but of sparsesteer only the wheel."""
-    check(run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=wheel.parent))
-    python = folder / "bin/python"
-    site = check(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)).stdout.strip()
-    Path(site, "libraries.pth").write_text(sysconfig.get_path("purelib"))
-    command = (sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel)
-    check(run(*command, cwd=folder))
-    return folder / "bin"
-
-
-def test_pure_wheel_in_an_empty_environment(distributions, tmp_path):
-    bin_folder = install(distributions[1], tmp_path / "env")
-    check(run(bin_folder / "python", "-c", SMOKE, "reference", cwd=tmp_path))
-    info = check(run(bin_folder / "sparsesteer", "info", "--json", cwd=tmp_path))
-    assert json.loads(info.stdout)["backends"]["native"] == "it was not built (SPARSESTEER_BUILD=none)"
-
-
-@pytest.mark.native
-def test_native_wheel_from_the_sdist_in_an_empty_environment(distributions, tmp_path):
-    shutil.unpack_archive(distributions[0], tmp_path, filter="data")
-    (tree,) = tmp_path.glob("sparsesteer-*")
-    command = (sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", tmp_path / "dist", tree)
-    check(run(*command, cwd=tmp_path, SPARSESTEER_BUILD="cpu"))
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-    bin_folder = install(wheel, tmp_path / "env")
-    check(run(bin_folder / "python", "-c", SMOKE, "native", cwd=tmp_path))
-    info = check(run(bin_folder / "sparsesteer", "info", "--json", cwd=tmp_path))
-    assert json.loads(info.stdout)["backends"]["native"] == "available"
+@pytest.mark.parametrize("which", [0, 1], ids=["sdist", "wheel"])
+def test_pure_in_an_empty_environment(distributions, environment, which):
+    pytest.importorskip("triton")
+    assert "reference, triton" in try_pure(distributions[which], ss.__version__, environment)

@@ -170,7 +170,7 @@ def test_no_module_is_both_a_file_and_a_folder():
 @pytest.mark.parametrize(
     ("folders", "suffixes", "most"),
     [
-        (("sparsesteer", "kernels", "benchmarks", "examples", "tests"), (".py",), 300),
+        (("sparsesteer", "kernels", "benchmarks", "examples", "release", "tests"), (".py",), 300),
         (("csrc",), (".cpp", ".h", ".cu", ".cuh"), 250),
     ],
     ids=["python", "c++"],
