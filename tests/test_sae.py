@@ -206,9 +206,9 @@ def test_nan_in_a_stored_row_is_named_when_it_is_read(name, tmp_path):
     (given["W_enc"].T if name == "W_enc" else given["W_dec"])[4, 2] = float("nan")
     sae = SAE(**stored(given, tmp_path), activation=ss.TopK(3))
     sae.plan(Edit.set({3: 1}))
-    with pytest.raises(ValueError, match=f"{name} has NaN or infinite values at feature 4"):
+    with pytest.raises(ValueError, match=rf"{name} of \S+weights.safetensors has NaN or infinite values at feature 4"):
         sae.plan(Edit.set({3: 1, 4: 1}))
-    with pytest.raises(ValueError, match=f"{name} has NaN"):
+    with pytest.raises(ValueError, match=rf"{name} of \S+weights.safetensors has NaN"):
         sae.decode(sae.encode(torch.randn(2, D)))
 
 
