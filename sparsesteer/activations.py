@@ -153,3 +153,10 @@ class Slots(Activation):
             values[n_features - self.n :] = linear[column]
             joined[column] = values
         return joined
+
+
+def check_activation(activation: object, n_features: int) -> None:
+    """Raise TypeError for what is no activation, ValueError unless it fits ``n_features``."""
+    if not isinstance(activation, Activation):
+        raise TypeError(f"SAE: activation should be ss.ReLU(), ss.TopK(k), ..., got {activation!r}")
+    activation.check(n_features)
