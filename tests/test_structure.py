@@ -18,6 +18,7 @@ FLOORS = (
     (
         "activations",
         "bank",
+        "decoding",
         "digest",
         "edits",
         "loaders",
@@ -25,6 +26,7 @@ FLOORS = (
         "lowering",
         "plans",
         "sae",
+        "saving",
         "screen",
         "site",
         "storage",
