@@ -35,7 +35,7 @@ def lower(sae: "SAE", edit: Edit, activation: "Activation", reconstruct: bool, p
     features = _features(encoded, sae)
     rows = weights.columns(sae.W_enc, features)
     weights.check_finite_rows("W_enc", sae.W_enc, rows, features)
-    encoder, bias = fold_encoder(sae, rows, features)
+    encoder, bias = (part.to(_dtype(sae)) for part in fold_encoder(sae, rows, features))
     table = activation.table(features, bias, sae.d_sae)
     table[:, Column.C0 :] = _edit_columns(encoded, table)
     input_norm, scale_rule = NORMALIZATIONS[sae.normalize]
@@ -92,7 +92,12 @@ def _features(changes: list[FeatureEdit], sae: "SAE") -> Tensor:
 def _decoder_rows(sae: "SAE", features: Tensor) -> Tensor:
     rows = weights.rows(sae.W_dec, features)
     weights.check_finite_rows("W_dec", sae.W_dec, rows, features)
-    return fold_decoder(sae, rows)
+    return fold_decoder(sae, rows).to(_dtype(sae))
+
+
+def _dtype(sae: "SAE") -> torch.dtype:
+    """Of a plan's rows: fp64 where one of the matrices is, else fp32."""
+    return torch.float64 if torch.float64 in (sae.W_enc.dtype, sae.W_dec.dtype) else torch.float32
 
 
 def _edit_columns(changes: list[FeatureEdit], table: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def hostile(canary):
         "eval": ({"m": Runs(eval, f"open({str(canary)!r}, 'w')")}, "would call (builtins|__builtin__).eval"),
         "exec": ({"m": Runs(exec, f"open({str(canary)!r}, 'w')")}, "would call (builtins|__builtin__).exec"),
         "open": ({"m": Runs(open, str(canary), "w")}, r"would call (io|_io|builtins|__builtin__).open"),
-        "getattr": ({"m": Runs(getattr, os, "system")}, "would call (builtins|__builtin__).getattr|can't pickle"),
+        "getattr": ({"m": Runs(getattr, "text", "upper")}, "would call (builtins|__builtin__).getattr"),
         "torch.load": ({"m": Runs(torch.load, str(canary))}, "would call torch.serialization.load"),
         "a large bytearray": ({"m": Runs(bytearray, 1 << 40)}, "would call (builtins|__builtin__).bytearray"),
         "a large tensor": ({"m": Runs(torch.Tensor, 1 << 40)}, "would call torch.Tensor"),
@@ -127,10 +127,7 @@ def hostile(canary):
 def test_nothing_in_a_file_is_run(name, protocol, tmp_path, recwarn):
     canary = tmp_path / "canary"
     contents, message = hostile(canary)[name]
-    try:
-        path = saved(tmp_path, contents, pickle_protocol=protocol)
-    except TypeError:
-        pytest.skip("modules cannot be pickled")
+    path = saved(tmp_path, contents, pickle_protocol=protocol)
     with pytest.raises(ValueError, match=message) as raised:
         open_torch_file(path)
     assert str(path) in str(raised.value) and not canary.exists()
