@@ -43,8 +43,9 @@ class Activation:
         rows = bias.new_zeros(len(features), N_COLUMNS)
         rows[:, Column.BIAS] = bias
         for column, value in self.columns(n_features).items():
-            per_feature = isinstance(value, Tensor) and value.dim() > 0
-            rows[:, column] = value[features].to(rows) if per_feature else value  # type: ignore[index]
+            # fp64 first: as a plain number, one beyond fp32 would be an error and not infinity
+            values = torch.as_tensor(value, dtype=torch.float64, device=rows.device)
+            rows[:, column] = values[features] if values.dim() else values
         return rows
 
     def to(self, device: torch.device | str) -> "Activation":

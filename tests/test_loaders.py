@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from lens import ARCHITECTURES, NORMS, lens_sae
+from lens import ARCHITECTURES, NORMS, TRANSCODERS, lens_sae
 from safetensors.torch import load_file, save_file
 
 import sparsesteer as ss
@@ -74,6 +74,24 @@ def test_live_objects(architecture, norm):
     assert sae.W_enc.data_ptr() == lens.W_enc.data_ptr() and not sae.W_enc.requires_grad
     assert sae.site == METADATA_SITE
     assert_equal_codes(sae, lens)
+
+
+@pytest.mark.parametrize("architecture", TRANSCODERS)
+def test_live_transcoders(architecture, tmp_path):
+    lens = lens_sae(architecture, D, F, dtype="float32", d_out=9, apply_b_dec_to_input=False)
+    lens.save_model(tmp_path)
+    sae = SAE.from_saelens(lens)
+    assert sae.transcoder and sae.d_out == 9 and (sae.W_skip is not None) == ("skip" in architecture)
+    assert sae.digest == SAE.load_from_disk(tmp_path).digest
+    h = torch.randn(4, D, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(sae.decode(sae.encode(h), like=h), lens(h))
+
+
+def test_a_live_object_that_is_not_whitened_yet_is_refused():
+    lens = lens_sae("standard", D, F, normalize_activations="covariance_whitening")
+    with pytest.raises(ValueError, match="use fold_activation_whitening first"):
+        SAE.from_saelens(lens)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -38,6 +38,7 @@ def read(source: Source) -> SAE:
         b_enc=file.vector("b_enc"),
         b_dec=file.vector("b_dec"),
         activation=ReLU(),
+        apply_b_dec_to_input=True,
     )
 
 

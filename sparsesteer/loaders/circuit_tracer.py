@@ -17,7 +17,7 @@ from sparsesteer.weights import Matrix
 NAME = "circuit-tracer"
 FILES = "*.safetensors with W_enc, W_dec, b_enc and b_dec, config.yaml beside it"
 
-_CONFIG, _LARGEST_CONFIG = "config.yaml", 1 << 20
+_CONFIG = "config.yaml"
 _LAYER = r"layer_(\d+)\.safetensors$"
 _THRESHOLD = "activation_function.threshold"
 _CROSS_LAYER = r"W_(enc|dec)_\d+"
@@ -74,9 +74,8 @@ def _site(source: Source) -> Site:
 
 def _config(source: Source) -> dict[str, str]:
     """The texts at the top of ``config.yaml``, as far as there is one."""
-    file = source.folder / _CONFIG
-    if not file.is_file() or file.stat().st_size > _LARGEST_CONFIG:
+    if not (source.folder / _CONFIG).is_file():
         return {}
-    lines = file.read_text(errors="replace").splitlines()
+    lines = source.text(_CONFIG).decode(errors="replace").splitlines()
     found = (re.fullmatch(r"""(\w+):\s*["']?([\w./-]+)["']?\s*""", line) for line in lines)
     return {match[1]: match[2] for match in found if match is not None}

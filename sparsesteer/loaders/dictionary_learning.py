@@ -14,6 +14,7 @@ from sparsesteer.loaders.named_tensors import NamedTensors
 from sparsesteer.loaders.source import Source
 from sparsesteer.sae import SAE
 from sparsesteer.site import Site
+from sparsesteer.weights import Matrix
 
 NAME = "dictionary_learning"
 FILES = "config.json and ae.pt"
@@ -39,14 +40,20 @@ def read(source: Source) -> SAE:
     kind = trainer.get("dict_class")
     if not isinstance(kind, str) or kind not in _CLASSES:
         raise ValueError(f"{where}: dict_class {kind!r} is not read; {', '.join(_CLASSES)} are")
-    encoder, decoder = file.find("encoder.weight"), file.find("decoder.weight")
+    parts = {"apply_b_dec_to_input": True} | _CLASSES[kind](source, file, trainer)
     return source.sae(
         _site(trainer, where),
-        W_enc=file.matrix("W_enc") if encoder is None else file.matrix("encoder.weight").T,
-        W_dec=file.matrix("W_dec", "decoder") if decoder is None else file.matrix("decoder.weight").T,
+        W_enc=_matrix(file, "encoder.weight", "W_enc"),
+        W_dec=_matrix(file, "decoder.weight", "W_dec", "decoder"),
         b_dec=file.vector(*_B_DEC),
-        **_CLASSES[kind](source, file, trainer),
+        **parts,
     )
+
+
+def _matrix(file: NamedTensors, linear: str, *plain: str) -> Matrix:
+    """The weight of an nn.Linear transposed, or a matrix as it is."""
+    file.find(linear, *plain)  # raises if both are there
+    return file.matrix(linear).T if file.has(linear) else file.matrix(*plain)
 
 
 def _auto_encoder(source: Source, file: NamedTensors, trainer: dict) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def read(source: Source) -> SAE:
         b_dec=file.vector("b_dec"),
         activation=JumpReLU(file.vector("threshold")),
         apply_b_dec_to_input=False,
-        transcoder=config.get("hf_hook_point_out") is not None or affine,
+        transcoder=True if affine or config.get("hf_hook_point_out") is not None else None,
     )
 
 

@@ -16,7 +16,7 @@ from sparsesteer.sae import SAE
 from sparsesteer.site import Site
 from sparsesteer.storage import open_safetensors, parse_json
 
-_LARGEST_JSON = 16 << 20
+_LARGEST_TEXT = 16 << 20
 _OPEN: dict[str, Callable[[Path], Mapping[str, object]]] = {
     ".safetensors": open_safetensors,
     ".npz": open_npz,
@@ -58,12 +58,16 @@ class Source:
         pointed = self.file in (None, self.folder / weights)
         return pointed and all((self.folder / name).is_file() for name in (weights, *others))
 
+    def text(self, name: str) -> bytes:
+        """A file of the folder that describes others."""
+        file = self._inside(name)
+        if file.stat().st_size > _LARGEST_TEXT:
+            raise ValueError(f"{file} has {file.stat().st_size} bytes, too many for a configuration")
+        return file.read_bytes()
+
     def json(self, name: str) -> dict:
         """A file of the folder as a JSON object."""
-        file = self._inside(name)
-        if file.stat().st_size > _LARGEST_JSON:
-            raise ValueError(f"{file} has {file.stat().st_size} bytes, too many for a configuration")
-        return parse_json(file.read_bytes(), str(file))
+        return parse_json(self.text(name), str(self.folder / name))
 
     def tensors(self, name: str) -> NamedTensors:
         """The tensors of a file of the folder."""
@@ -103,8 +107,8 @@ class Source:
         if self.k is not None and not isinstance(parts["activation"], TopK):
             raise ValueError(f"{self.path}: k={self.k} was given, but this SAE is no TopK SAE; leave it out")
         site = self._joined(site)
-        if site.hook_name_out not in (None, site.hook_name):
-            parts.setdefault("transcoder", True)
+        if parts.get("transcoder") is None:  # no file says it, but the site does
+            parts["transcoder"] = site.hook_name_out not in (None, site.hook_name)
         return build(str(self.path), site=site, **parts)
 
     def _joined(self, told: Site) -> Site:
