@@ -82,4 +82,4 @@ def test_damaged_files(make, tmp_path):
 def test_ten_thousand_damaged_files(make, tmp_path):
     used, refused = fuzzed(make, tmp_path / "root", 10_000, seed=2)
     print(f"{used} used, {refused} refused")
-    assert used and refused > 5000
+    assert used > 500 and refused > 2000  # it reaches both sides
