@@ -16,9 +16,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CASES = cases_lens.CASES | cases_owners.CASES
 
 
-@pytest.fixture(params=CASES.values(), ids=CASES)
-def case(request, tmp_path):
-    return request.param(tmp_path)
+@pytest.fixture(scope="module", params=CASES.values(), ids=CASES)
+def case(request, tmp_path_factory):
+    return request.param(tmp_path_factory.mktemp("case"))
 
 
 def busy(f, n=18):

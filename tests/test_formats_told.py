@@ -12,6 +12,7 @@ from format_case import D, F, inputs
 from sparsesteer import SAE, Edit, Site
 from sparsesteer.cli.models import load_sae
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 LENS, OWNERS = cases_lens.CASES, cases_owners.CASES
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sparsesteer import SAE, JumpReLU, Site, TopK
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 LENS, OWNERS = cases_lens.CASES, cases_owners.CASES
 
 

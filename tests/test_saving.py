@@ -12,7 +12,7 @@ from test_transcoders import transcoder
 import sparsesteer as ss
 from sparsesteer import SAE, Site, saving
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 SITE = Site("gpt2", "blocks.3.hook_resid_post")
 NORMS = ("none", "layer_norm", "constant_norm_rescale")
 SAVABLE = {name: each for name, each in every_activation().items() if name not in ("identity", "slots")}
