@@ -206,6 +206,14 @@ def test_what_is_no_file_is_refused(tmp_path):
         SAE.load_from_disk(tmp_path / "b.npz")
 
 
+def test_a_configuration_of_any_length_is_not_read(tmp_path):
+    case = OWNERS["transcoder"](tmp_path)
+    with open(case.path / "cfg.json", "a") as file:
+        file.truncate(17 << 20)
+    with pytest.raises(ValueError, match=r"cfg.json has 17825792 bytes, too many for a configuration"):
+        SAE.load_from_disk(case.path)
+
+
 def test_what_is_not_understood_is_said(tmp_path):
     torch.save({"weight": torch.ones(2)}, tmp_path / "x.pt")
     with pytest.raises(ValueError, match=r"x.pt is not a known SAE: the file holds weight; supported are: cfg.json"):
