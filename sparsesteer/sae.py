@@ -74,25 +74,21 @@ class SAE:
         check_activation(activation, n_features)
         if isinstance(activation, Gated) and b_enc is not None and b_enc.any():
             raise ValueError("SAE: a gated SAE has b_gate and b_mag in place of b_enc; leave b_enc out")
-        b_enc = torch.zeros(n_features) if b_enc is None else b_enc
-        b_dec = torch.zeros(out_width) if b_dec is None else b_dec
-        weights.check_vector("b_enc", b_enc, n_features)
-        weights.check_vector("b_dec", b_dec, out_width)
         if transcoder and apply_b_dec_to_input:
             raise ValueError("SAE: the b_dec of a transcoder belongs to what it writes; apply_b_dec_to_input=False")
-        if feature_maximum is not None:
-            weights.check_vector("feature_maximum", feature_maximum, n_features)
-            feature_maximum = feature_maximum.to(device)
         self.W_enc, self.W_dec = weights.constant(W_enc), weights.constant(W_dec)
         self.W_skip = None if W_skip is None else weights.constant(W_skip)
         self.transcoder = transcoder
-        self.b_enc, self.b_dec = b_enc.detach().to(device), b_dec.detach().to(device)
+        self.b_enc = weights.vector("b_enc", b_enc, n_features, device)
+        self.b_dec = weights.vector("b_dec", b_dec, out_width, device)
         self.activation = activation.to(device)
         self.normalize = normalize
         self.apply_b_dec_to_input = not transcoder if apply_b_dec_to_input is None else apply_b_dec_to_input
         self.rescale_acts_by_decoder_norm = rescale_acts_by_decoder_norm
         self.site = site or Site()
         self.feature_maximum = feature_maximum
+        if feature_maximum is not None:
+            self.feature_maximum = weights.vector("feature_maximum", feature_maximum, n_features, device)
         self._forget()
 
     def _forget(self) -> None:

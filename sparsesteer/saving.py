@@ -14,6 +14,7 @@ from sparsesteer import weights
 from sparsesteer.activations import Activation, Gated, JumpReLU, ReLU, TopK
 from sparsesteer.decoding import fold_decoder
 from sparsesteer.loaders.saelens import CONFIG, STATISTICS, WEIGHTS
+from sparsesteer.loaders.saelens_config import SITE
 
 if TYPE_CHECKING:
     from sparsesteer.sae import SAE
@@ -105,9 +106,7 @@ def _written(tensor: Tensor) -> Tensor:
 
 
 def _configuration(sae: "SAE", architecture: str, dtype: torch.dtype) -> dict:
-    metadata = {"model_name": sae.site.model_name, "hook_name": sae.site.hook_name}
-    if sae.site.hook_name_out is not None:
-        metadata["hook_name_out"] = sae.site.hook_name_out
+    told = {name: getattr(sae.site, name) for name in SITE}
     config = {
         "architecture": architecture,
         "d_in": sae.d_in,
@@ -117,8 +116,7 @@ def _configuration(sae: "SAE", architecture: str, dtype: torch.dtype) -> dict:
         "apply_b_dec_to_input": sae.apply_b_dec_to_input,
         "normalize_activations": sae.normalize,
         "reshape_activations": "hook_z" if (sae.site.hook_name or "").endswith("hook_z") else "none",
-        "metadata": {name: text for name, text in metadata.items() if text is not None}
-        | {"sae_lens_version": _WRITTEN_AS},
+        "metadata": {name: text for name, text in told.items() if text is not None} | {"sae_lens_version": _WRITTEN_AS},
     }
     if sae.transcoder:
         config["d_out"] = sae.d_out

@@ -35,12 +35,15 @@ def check_matrices(W_enc: Matrix, W_dec: Matrix, W_skip: Matrix | None = None) -
         )
 
 
-def check_vector(name: str, vector: Tensor, length: int) -> None:
-    """Raise unless ``vector`` is a finite floating point [length]."""
-    if tuple(vector.shape) != (length,):
-        raise ValueError(f"SAE: {name} should have shape [{length}], got {list(vector.shape)}")
-    check_floating(name, vector)
-    check_finite(name, vector)
+def vector(name: str, given: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """A finite floating point [length] without autograd's interest in it, zeros if none is given; raises otherwise."""
+    if given is None:
+        return torch.zeros(length, device=device)
+    if tuple(given.shape) != (length,):
+        raise ValueError(f"SAE: {name} should have shape [{length}], got {list(given.shape)}")
+    check_floating(name, given)
+    check_finite(name, given)
+    return given.detach().to(device)
 
 
 def check_floating(name: str, tensor: Matrix) -> None:

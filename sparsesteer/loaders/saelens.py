@@ -5,7 +5,7 @@ from typing import Any
 
 from sparsesteer.activations import Activation, Gated, JumpReLU, ReLU, TopK
 from sparsesteer.loaders.named_tensors import NamedTensors
-from sparsesteer.loaders.saelens_config import modern_config
+from sparsesteer.loaders.saelens_config import SITE, modern_config
 from sparsesteer.loaders.saelens_whitening import WHITENED, fold_whitening
 from sparsesteer.loaders.source import Source, build
 from sparsesteer.lowering import NORMALIZATIONS
@@ -121,10 +121,11 @@ def _activation(architecture: str, config: dict, file: NamedTensors, where: str)
 
 def _site(config: dict) -> Site:
     metadata = config["metadata"]
-    return Site(
-        model_name=metadata.get("model_name"),
-        hook_name=metadata.get("hook_name") or metadata.get("hf_hook_name"),
-        hook_name_out=metadata.get("hook_name_out") or metadata.get("hf_hook_name_out"),
+    site = Site(**{name: metadata.get(name) for name in SITE})
+    return replace(
+        site,
+        hook_name=site.hook_name or metadata.get("hf_hook_name"),
+        hook_name_out=site.hook_name_out or metadata.get("hf_hook_name_out"),
     )
 
 

@@ -1,7 +1,12 @@
 """The configuration of a SAELens SAE, in the names of version 6 whichever version wrote it."""
 
+from dataclasses import fields
+
+from sparsesteer.site import Site
+
 FOLDED_BY_SAELENS = "expected_average_only_in"  # a training-time factor: SAELens applies nothing when it encodes
-_METADATA = ("model_name", "hook_name", "hf_hook_name", "hook_name_out", "hf_hook_name_out")
+SITE = tuple(field.name for field in fields(Site) if field.name != "source")  # SAELens's metadata has the same names
+_METADATA = (*SITE, "hf_hook_name", "hf_hook_name_out")
 
 
 def modern_config(config: dict, where: str) -> dict:

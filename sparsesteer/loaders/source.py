@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class Source:
                     "to use another, set sae.site after loading"
                 )
             names[name] = given if own is None else own
-        return Site(**names, source=str(self.path))
+        return replace(told, **names, source=str(self.path))
 
     def _inside(self, name: str) -> Path:
         """A file of the folder, made sure to lie in it, or in the store of the Hugging Face cache it is part of."""
