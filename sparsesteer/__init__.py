@@ -3,6 +3,7 @@
 from sparsesteer import ops
 from sparsesteer.activations import Gated, Identity, JumpReLU, ReLU, Slots, TopK
 from sparsesteer.bank import Bank
+from sparsesteer.chat_templates import template_tokens
 from sparsesteer.edits import Edit
 from sparsesteer.hooks import steer
 from sparsesteer.ops import SparseCodes
@@ -27,4 +28,5 @@ __all__ = [
     "TopK",
     "ops",
     "steer",
+    "template_tokens",
 ]

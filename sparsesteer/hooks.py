@@ -1,25 +1,24 @@
 """Steering a torch model while a ``with`` block runs."""
 
-import itertools
 import sys
 import threading
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from sparsesteer import ops
-from sparsesteer.forward_calls import CallReader, ForwardCall
-from sparsesteer.model_sites import ModelSites, Place, argument_names
+from sparsesteer import running_calls
+from sparsesteer.checkpointing import followed_checkpoints
+from sparsesteer.forward_calls import CallReader, ForwardCall, named_arguments
+from sparsesteer.model_sites import CallSource, ModelSites, SiteName
+from sparsesteer.places import Place, argument_names
 from sparsesteer.plans import SteeringPlan
-from sparsesteer.positions import Positions, check_strength, every_token, selector, special_token_ids, token_strengths
-from sparsesteer.site import Site
+from sparsesteer.positions import Positions, check_strength, every_token, exclusion, selector, token_strengths
+from sparsesteer.running_calls import RunningCall
+from sparsesteer.site_edits import SiteEdit
 
-SiteName = int | str | Site
 # keys are SiteNames; Any, because a Mapping of SiteName would not take a dict[int, ...]
 Plans = SteeringPlan | Mapping[Any, SteeringPlan | list[SteeringPlan]]
 
@@ -30,6 +29,7 @@ def steer(
     strength: float | Tensor = 1.0,
     positions: Positions = "all",
     exclude_special_tokens: Iterable[int] | object | None = None,
+    this_thread_only: bool = False,
 ) -> "Steering":
     """Steer a model inside a ``with`` block; outside of it the model is as it was, bit for bit.
 
@@ -69,40 +69,35 @@ def steer(
     Raises:
         TypeError, ValueError: arguments that do not fit; a site that the model lacks; a plan of another width.
     """
-    return Steering(model, plan, strength, positions, exclude_special_tokens)
-
-
-class _Strengths(threading.local):
-    """The strength of the forward call that runs in this thread, for every module whose calls are read.
-
-    Global, because Dynamo compiles a tensor that it reaches through a module for one shape only.
-    """
-
-    def __init__(self) -> None:
-        self.of_reader: dict[int, float | Tensor] = {}
-
-
-_strengths = _Strengths()
-_new_key = itertools.count()
+    return Steering(model, plan, strength, positions, exclude_special_tokens, this_thread_only)
 
 
 class Steering:
     """What ``steer`` returns: a context that can be entered again after it was left."""
 
     def __init__(
-        self, model: nn.Module, plan: Plans, strength: float | Tensor, positions: Positions, excluded: object
+        self,
+        model: nn.Module,
+        plan: Plans,
+        strength: float | Tensor,
+        positions: Positions,
+        excluded: object,
+        this_thread_only: bool,
     ) -> None:
         sites = ModelSites.of(model)
-        self._readers: dict[nn.Module, int] = {}  # the modules whose calls are read, each with its key
-        self._edits: list[_SiteEdit] = []
+        self._model = sites.root
+        self._sources: dict[nn.Module, tuple[int, CallSource]] = {}  # by the module that shows the calls
+        self._edits: list[SiteEdit] = []
         for site, each in _pairs(plan):
-            place = sites.resolve(site)
-            _check_width(place, each)
-            key = self._readers.setdefault(sites.reader_of(place), next(_new_key))
-            self._edits.append(_SiteEdit(each, place, key))
+            read, written = sites.read_and_written(site)
+            _check_width(read, written, each)
+            source = sites.source_of(written)
+            key, _ = self._sources.setdefault(source.shows, (running_calls.new_key(), source))
+            self._edits.append(SiteEdit(each, read, written, key))
         self._select = selector(positions)
-        self._excluded = special_token_ids(excluded)
+        self._excluded = exclusion(excluded)
         self._strength = check_strength(strength)
+        self._this_thread_only = this_thread_only
         self._hooks: ExitStack | None = None
 
     @property
@@ -118,12 +113,13 @@ class Steering:
         if self._hooks is not None:
             raise RuntimeError("steer: this context is entered already; to nest them make another one with ss.steer")
         _drop_compiled_code()
+        thread = threading.get_ident() if self._this_thread_only else None
         with ExitStack() as hooks:
-            for module, key in self._readers.items():
-                hooks.callback(self._install_reader(module, key).remove)
-                hooks.callback(_strengths.of_reader.pop, key, None)
+            hooks.enter_context(followed_checkpoints(self._model))
             for edit in self._edits:
-                hooks.callback(edit.install().remove)
+                edit.attach(hooks, thread)
+            for key, source in self._sources.values():
+                self._read_calls(hooks, source, key, thread)
             self._hooks = hooks.pop_all()
         return self
 
@@ -133,15 +129,23 @@ class Steering:
             self._hooks = None
             _drop_compiled_code()
 
-    def _install_reader(self, module: nn.Module, key: int) -> RemovableHandle:
-        calls = CallReader(argument_names(module))
+    def _read_calls(self, hooks: ExitStack, source: CallSource, key: int, thread: int | None) -> None:
+        calls = CallReader(argument_names(source.shows))
 
-        def read_call(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            _strengths.of_reader[key] = self._strength_of(calls.read(args, kwargs))
+        def read(args: tuple, kwargs: dict) -> None:
+            call = running_calls.current(key)
+            if call is not None and thread in (None, threading.get_ident()):
+                call.strength = self._strength_of(calls.read(args, kwargs, running_calls.arguments_around(key)))
 
-        # Compiled code would be specialised to one place in the sequence, and made again at every token.
-        opaque = torch.compiler.disable(read_call, reason="sparsesteer follows the sequence outside compiled code")
-        return module.register_forward_pre_hook(opaque, with_kwargs=True)
+        _before_calls(hooks, source.shows, read)
+        for module in source.around:
+            _note_arguments(hooks, module, key)
+        unread = None if thread is None else 0.0  # calls of other threads are not read, and not steered
+        if source.is_called_whole:
+            _before_calls(hooks, source.shows, lambda args, kwargs: running_calls.push(key, RunningCall(unread)))
+            _after_calls(hooks, source.shows, lambda: running_calls.pop(key))
+        else:
+            _before_calls(hooks, source.shows, lambda args, kwargs: running_calls.restart(key, RunningCall(unread)))
 
     def _strength_of(self, call: ForwardCall | None) -> float | Tensor:
         if call is not None:
@@ -154,56 +158,36 @@ class Steering:
         return self._strength
 
 
-class _SiteEdit:
-    """One plan at one place."""
+def _note_arguments(hooks: ExitStack, module: nn.Module, key: int) -> None:
+    names = argument_names(module)
 
-    def __init__(self, plan: SteeringPlan, place: Place, reader: int) -> None:
-        self.plan = plan
-        self.place = place
-        self.reader = reader
+    def note(args: tuple, kwargs: dict) -> None:
+        running_calls.push_arguments(key, named_arguments(names, args, kwargs))
 
-    def install(self) -> RemovableHandle:
-        """Before the hooks of others, which then see what the model goes on with, and after ours of outer contexts."""
-        module = self.place.module
-        if self.place.before:
-            handle = module.register_forward_pre_hook(self.before_forward, prepend=True, with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(self.after_forward, prepend=True)
-        hooks = cast(OrderedDict, module._forward_pre_hooks if self.place.before else module._forward_hooks)
-        ours = [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), _SiteEdit)]
-        for key in reversed(ours):
-            if key != handle.id:
-                hooks.move_to_end(key, last=False)
-        return handle
+    _before_calls(hooks, module, note)
+    _after_calls(hooks, module, lambda: running_calls.pop_arguments(key))
 
-    def after_forward(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return self._steered(output)
-        if type(output) is tuple and output and isinstance(output[0], Tensor):
-            return (self._steered(output[0]), *output[1:])
-        raise TypeError(
-            f"steer: {self.place.path} returns {type(output).__name__}; the place of a plan should return a tensor, "
-            "or a tuple that begins with one"
-        )
 
-    def before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if args:
-            return (self._steered(args[0]), *args[1:]), kwargs
-        name = argument_names(module)[0]
-        return args, {**kwargs, name: self._steered(kwargs[name])}
+def _before_calls(hooks: ExitStack, module: nn.Module, run: Callable[[tuple, dict], None]) -> None:
+    """Run a function before each call of a module, ahead of all hooks that are there."""
 
-    def _steered(self, h: Tensor) -> Tensor:
-        strength = _strengths.of_reader.get(self.reader)
-        if strength is None:
-            raise RuntimeError(
-                f"steer: {self.place.path} ran outside the model whose calls show its tokens; "
-                "call the model that was given to ss.steer"
-            )
-        if self.plan.device != h.device:
-            self.plan = self.plan.to(h.device)
-        if isinstance(strength, Tensor):
-            return ops.steer(h, self.plan, strength.to(h.device))
-        return h if strength == 0 else ops.steer(h, self.plan, strength)
+    # Compiled code would be specialised to one place in the sequence, and made again at every token.
+    @torch.compiler.disable(reason="sparsesteer follows the sequence outside compiled code")
+    def before(module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        if kwargs is not None:  # else another thread is registering or removing this hook just now
+            run(args, kwargs)
+
+    hooks.callback(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
+
+
+def _after_calls(hooks: ExitStack, module: nn.Module, run: Callable[[], None]) -> None:
+    """Run a function after each call of a module, behind all hooks that are there, also where the call raises."""
+
+    @torch.compiler.disable(reason="sparsesteer follows the sequence outside compiled code")
+    def after(module: nn.Module, args: tuple, output: object) -> None:
+        run()
+
+    hooks.callback(module.register_forward_hook(after, always_call=True).remove)
 
 
 def _drop_compiled_code() -> None:
@@ -228,12 +212,16 @@ def _pairs(plan: object) -> list[tuple[SiteName, SteeringPlan]]:
     return pairs
 
 
-def _check_width(place: Place, plan: SteeringPlan) -> None:
-    read, written = plan.encoder.shape[1], plan.decoder.shape[1]
-    if read != written:
-        raise ValueError(f"steer: the plan reads {read} and writes {written} numbers a token; a hook needs one width")
-    if place.width not in (None, read):
+def _check_width(read: Place, written: Place, plan: SteeringPlan) -> None:
+    n_read, n_written = plan.encoder.shape[1], plan.decoder.shape[1]
+    if read is written and n_read != n_written:
         raise ValueError(
-            f"steer: the plan's SAE has width {read}, the model has width {place.width} at {place.path}; "
-            "was the SAE made for this model?"
+            f"steer: the plan reads {n_read} and writes {n_written} numbers a token, which no one place has; a "
+            "transcoder's plan is given with two: ss.steer(model, {ss.Site(hook_name=..., hook_name_out=...): plan})"
         )
+    for place, width in ((read, n_read), (written, n_written)):
+        if place.width not in (None, width):
+            raise ValueError(
+                f"steer: the plan's SAE has width {width}, the model has width {place.width} at {place.path}; "
+                "was the SAE made for this model?"
+            )
