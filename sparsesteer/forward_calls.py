@@ -84,6 +84,8 @@ class CallReader(threading.local):
         if not isinstance(tokens, Tensor) or tokens.dim() < 2:
             return None
         cache = _first_given(given, CACHE_NAMES)
+        if cache is None:
+            _check_nothing_is_hidden(given, tokens.shape[1])
         n_cached = self._cache_length(cache)
         follows = self._n_columns == n_cached and self._remembers(cache)
         real = self._real_columns(given.get("attention_mask"), n_cached, tokens, follows)
@@ -125,9 +127,11 @@ class CallReader(threading.local):
 
     def _real_columns(self, mask: object, n_cached: int, tokens: Tensor, follows: bool) -> Tensor | None:
         n_rows, n_tokens = tokens.shape[:2]
-        known = self._real if follows and self._real is not None and len(self._real) == n_rows else None
-        # A generated token is real. One row alone needs no mask for it: nothing else would be left of that row.
-        if mask is None or n_cached and n_rows == n_tokens == 1:
+        # A generated token is real. One row needs no mask for it: nothing else would be left of that row. The masks of
+        # static caches with a sliding window have no more columns than this.
+        is_sliding = follows and n_tokens == 1 and not _covers(mask, n_cached + 1)
+        if mask is None or n_cached and n_tokens == 1 and (n_rows == 1 or is_sliding):
+            known = self._real if follows and self._real is not None and len(self._real) == n_rows else None
             return None if known is None else torch.nn.functional.pad(known, (0, n_tokens), value=True)
         real = real_columns(mask, n_cached, n_tokens)
         return None if n_rows == 1 and real is not None and bool(real.all()) else real
@@ -191,6 +195,21 @@ def real_columns(mask: object, n_cached: int, n_tokens: int) -> Tensor | None:
     attends = attends if mask.dtype == torch.bool else attends == 0
     # A real token attends to itself; the last token shows which of the cached ones are real.
     return torch.cat([attends[:, -1, :n_cached], attends.diagonal(n_cached, 1, 2)], dim=1)
+
+
+def _covers(mask: object, n_columns: int) -> bool:
+    masks = list(mask.values()) if isinstance(mask, Mapping) else [mask]
+    return any(isinstance(each, Tensor) and each.shape[-1] >= n_columns for each in masks)
+
+
+def _check_nothing_is_hidden(given: Mapping, n_tokens: int) -> None:
+    """A call without a cache should bring the whole sequence."""
+    mask = given.get("attention_mask")
+    if given.get("state") is not None or isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] > n_tokens:
+        raise TypeError(
+            f"steer: this call brings {n_tokens} tokens that go on from a state, which does not tell of how many; "
+            "call the model with use_cache=False"
+        )
 
 
 def named_arguments(names: Sequence[str], args: tuple, kwargs: Mapping) -> dict[str, Any]:

@@ -19,7 +19,7 @@ _EXPERTS = _GROUPED | dict(
 _GEMMA = _WIDE_HEADS | dict(sliding_window=WINDOW, query_pre_attn_scalar=16)
 _GPT2 = dict(
     n_embd=WIDTH, n_layer=N_LAYERS, n_head=N_HEADS, vocab_size=VOCABULARY, n_positions=64, pad_token_id=0,
-    bos_token_id=1, eos_token_id=VOCABULARY - 1,
+    bos_token_id=1, eos_token_id=VOCABULARY - 1, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
 )  # fmt: skip
 
 # name -> (config class, its arguments)

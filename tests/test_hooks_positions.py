@@ -55,7 +55,8 @@ def endless(model):
 
 
 def site_module(model):
-    return next(m for path, m in model.named_modules() if path in [f"{b}.{SITE}" for b in models.BLOCKS.values()])
+    paths = [f"{blocks}.{SITE}" for blocks in (*models.BLOCKS.values(), "backbone.layers")]
+    return next(module for path, module in model.named_modules() if path in paths)
 
 
 def rows():
