@@ -21,7 +21,9 @@ test: lint
 	@$(foreach suite,$(SUITES),echo "== $(suite)"; $(call run,$(suite));) \
 	$(BIN)/python tests/summary.py $(addprefix $(REPORTS)/,$(addsuffix .json,$(SUITES)))
 
-test-all:
+# torchao is small, but talks on standard error whenever transformers is imported
+test-all: $(INSTALLED)
+	$(PIP) --no-deps torchao
 	$(MAKE) test SKIPPED= SUITES="$(SUITES) sanitizer"
 
 lint: $(INSTALLED)

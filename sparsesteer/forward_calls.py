@@ -23,6 +23,7 @@ class ForwardCall:
     n_prompt: int = 0  # of the T columns, the leading ones that are not generated
     real: Tensor | None = None  # bool [B, n_cached + T], False for padding; None if nothing is padding
     prompt_goes_on: bool = False  # the call before ended amid the prompt
+    may_be_candidates: bool = False  # what n_prompt counts, of assisted generation that does not mark them
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -92,7 +93,7 @@ class CallReader(threading.local):
         call = ForwardCall(tokens, _token_ids(tokens, around), n_cached, real=real)
         n_checked = around.get("logits_to_keep", given.get("logits_to_keep"))
         if n_cached:
-            self._read_cached(call, n_checked, follows)
+            self._read_cached(call, n_checked, cache, follows)
         else:
             self._read_whole(call, n_checked, cache)
         self._n_columns = n_cached + call.shape[1]
@@ -100,11 +101,12 @@ class CallReader(threading.local):
         self._cache = None if cache is None else weakref.ref(cache)
         return call
 
-    def _read_cached(self, call: ForwardCall, n_checked: object, follows: bool) -> None:
+    def _read_cached(self, call: ForwardCall, n_checked: object, cache: object, follows: bool) -> None:
         n_tokens = call.shape[1]
         generated = n_tokens == 1 or _is_number(n_checked) and n_checked == n_tokens
         call.n_prompt = 0 if generated else n_tokens
         call.prompt_goes_on = follows and self._ended_in_prompt and not generated
+        call.may_be_candidates = not generated and hasattr(cache, "cross_attention_cache")
         self._ended_in_prompt = not generated
 
     def _read_whole(self, call: ForwardCall, n_checked: object, cache: object) -> None:

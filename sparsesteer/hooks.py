@@ -39,15 +39,17 @@ def steer(
             model.generate(**inputs)
 
     A call of the model that brings one token to a cache that is not empty brings a generated token; without a cache,
-    so does one that repeats the prompt and is a token longer than the call before. Every other call brings a prompt,
-    or more of one (a chunk of it, the next turn of a conversation). Speculative decoding checks several tokens in a
-    call: there only "all" is right.
+    so does one that repeats the prompt and is a token longer than the call before. The candidates that assisted
+    generation checks in one call are generated tokens too. Every other call brings a prompt, or more of one (a chunk
+    of it, the next turn of a conversation). ``docs/models.md`` has the models, hook points, caches and runtimes.
 
     Args:
-        model: a transformers model (with one list of blocks), or any module whose places are named by path.
+        model: a transformers model (with one list of blocks), one of TransformerLens, or any module whose places are
+            named by path.
         plan: one plan, whose SAE knows its site; or {site: plan or list of plans}, where a site is a block's number
-            (the residual after it), "blocks.3.hook_resid_pre" (the residual before it), "blocks.3.hook_resid_post",
-            or a module's path (its output).
+            (the residual after it), a hook point of TransformerLens ("blocks.3.hook_mlp_out"), or a module's path
+            (its output; with ".input" behind the path its input). A transcoder's plan reads at one place and writes
+            at another: its site is a ``Site`` with ``hook_name`` and ``hook_name_out``.
         strength: a number; or a tensor [B], one for each row; or [B, T], one for each token of the prompt, generated
             ones being left alone.
         positions: the tokens that are steered. Padding never is.
@@ -57,7 +59,10 @@ def steer(
             generated token. Tokens that a cache already holds count, and stay as they are.
             A slice of the same places: with a stop it ends with the prompt, without one it goes on through the
             generated tokens.
-        exclude_special_tokens: token ids that are left alone, or a tokenizer, for its ``all_special_ids``.
+        exclude_special_tokens: token ids that are left alone; or a tokenizer, for its ``all_special_ids``; or
+            ``template_tokens``, for them and all else that a chat template adds.
+        this_thread_only: steer the calls of the thread that enters the context, which may come and go while other
+            threads use the model; else the calls of all threads, which should not be under way at that moment.
 
     B is the number of rows of the call, or a divisor of it: beams and returned sequences take their prompt's row.
 
@@ -146,6 +151,7 @@ class Steering:
             _after_calls(hooks, source.shows, lambda: running_calls.pop(key))
         else:
             _before_calls(hooks, source.shows, lambda args, kwargs: running_calls.restart(key, RunningCall(unread)))
+            hooks.callback(running_calls.forget, key)
 
     def _strength_of(self, call: ForwardCall | None) -> float | Tensor:
         if call is not None:

@@ -16,6 +16,14 @@ SiteName = int | str | Site
 
 _IN_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
 _RESIDUAL: dict[str, Side] = {"hook_resid_pre": "input", "hook_resid_post": "output"}
+_SWITCHES = {  # of TransformerLens, for hook points that are passed by otherwise
+    "hook_mlp_in": "use_hook_mlp_in",
+    "hook_attn_in": "use_attn_in",
+    "hook_result": "use_attn_result",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+}
 _AS_WIDE_AS_THE_STREAM = ("hook_attn_out", "hook_resid_mid", "hook_mlp_in", "hook_mlp_out", "mlp.hook_in")
 
 
@@ -121,8 +129,8 @@ class ModelSites:
         point = getattr(self.root, "hook_dict", {}).get(name)
         if point is None:
             return None
-        switch = "use_" + name.rpartition(".")[2]
-        if not getattr(self.root.cfg, switch, True):
+        switch = _SWITCHES.get(name.rpartition(".")[2])
+        if switch is not None and not getattr(self.root.cfg, switch, False):
             raise ValueError(f"steer: {name} does nothing unless it is switched on; call model.set_{switch}(True)")
         # A TransformerBridge around a transformers model shows some tensors without going on with what hooks make of
         # them: a norm's inside, and the residual amid a block, which is there the input of what reads it.
@@ -220,7 +228,8 @@ def _block_paths(root: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, .
         if isinstance(module, nn.ModuleList) and len(module) and n_blocks in (None, len(module))
     ]
     outermost = [path for path in lists if not any(path.startswith(other + ".") for other in lists)]
-    if len(outermost) > 1 and hasattr(root, "get_decoder"):  # an image model beside it has as many
+    encodes_first = getattr(getattr(root, "config", None), "is_encoder_decoder", False)
+    if len(outermost) > 1 and hasattr(root, "get_decoder") and not encodes_first:  # an image model has as many blocks
         decoder = cast(Callable, root.get_decoder)()
         outermost = [path for path in outermost if any(modules[path] is module for module in decoder.modules())]
     if len(outermost) != 1:

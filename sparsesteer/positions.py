@@ -93,6 +93,11 @@ def token_strengths(
     call: ForwardCall, select: Selector, strength: float | Tensor, excluded: Exclusion | None
 ) -> float | Tensor:
     """What each token of the call is steered by: one number, or [B, T] with 0 where a token is left alone."""
+    if call.may_be_candidates and select is not every_token:
+        raise ValueError(
+            "steer: this decoder got several tokens behind cached ones; models with an encoder do not tell which of "
+            "them are candidates, so use positions='all', or generate without assistance"
+        )
     chosen = select(call)
     if chosen is False:
         return 0.0

@@ -54,6 +54,11 @@ def pop(key: Key) -> None:
     _pop(_thread.calls, key)
 
 
+def forget(key: Key) -> None:
+    """No call will come any more."""
+    _thread.calls.pop(key, None)
+
+
 def push_arguments(key: Key, given: Mapping[str, Any]) -> None:
     """A module around the one whose calls are read was called."""
     _thread.arguments.setdefault(key, []).append(given)

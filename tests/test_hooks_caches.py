@@ -192,6 +192,24 @@ def test_accepted_candidates(llama, positions):
 
 
 @torch.no_grad()
+def test_assisted_generation_that_does_not_mark_candidates_is_refused():
+    config = transformers.T5Config(
+        d_model=models.WIDTH, d_ff=48, num_layers=1, num_heads=4, d_kv=8, vocab_size=models.VOCABULARY,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, site = endless(transformers.T5ForConditionalGeneration(config).eval()), {"decoder.block.0": models.plan()}
+    options = dict(max_new_tokens=6, do_sample=False)
+    with ss.steer(model, site):
+        expected = model.generate(rows()[1], **options)
+        assert torch.equal(model.generate(rows()[1], **options, prompt_lookup_num_tokens=2), expected)
+    with ss.steer(model, site, positions="generated"):
+        model.generate(rows()[1], **options)
+        with pytest.raises(ValueError, match="which of them are candidates, so use positions='all'"):
+            model.generate(rows()[1], **options, prompt_lookup_num_tokens=2)
+
+
+@torch.no_grad()
 def test_logits_kept_of_a_prompt_are_no_candidates(llama):
     """Scoring code asks for the last logits of a prompt, without a cache."""
     ids = rows()[1]

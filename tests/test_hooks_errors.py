@@ -6,6 +6,7 @@ import families
 import models
 import pytest
 import torch
+import transformers
 from models import WIDTH, plan, prompts
 from torch import nn
 
@@ -110,6 +111,17 @@ def test_a_model_whose_blocks_cannot_be_told():
     model = nn.ModuleDict({name: nn.ModuleList([nn.Linear(4, 4)] * 2) for name in ("encoder", "decoder")})
     with pytest.raises(ValueError, match="no list of blocks.*name a module's path instead of block 0"):
         ss.steer(model, {0: plan()})
+
+
+def test_a_model_with_an_encoder_and_a_decoder():
+    config = transformers.T5Config(
+        d_model=WIDTH, d_ff=48, num_layers=2, num_heads=4, d_kv=8, vocab_size=61, decoder_start_token_id=0
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    with pytest.raises(ValueError, match="no list of blocks.*name a module's path instead of block 0"):
+        ss.steer(model, {0: plan()})
+    with ss.steer(model, {"decoder.block.0": plan()}, positions="last_prompt"):
+        model(input_ids=prompts(2, 5), decoder_input_ids=prompts(2, 3))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import transformers
 from families import WIDTH, build
 from models import plan, prompts
 from test_hooks_families import at_sites, changed_by_hand, greedy_logits, plans_at, with_the_op, writable
+from torch.utils.checkpoint import checkpoint
 
 import sparsesteer as ss
 
@@ -73,6 +74,27 @@ def test_gradient_checkpointing_in_a_backward_pass_of_another_thread():
 
     expected = gradients(model, [ids], steering())
     assert_same(gradients(model, [ids], steering(), checkpoint=False, backward=in_a_thread), expected)
+
+
+def test_checkpoints_of_ones_own():
+    """Around the whole model they are followed; around a part of it they compute again outside of its call."""
+    model, ids = build("llama"), prompts()
+    with ss.steer(model, {INSIDE: plan()}, positions=[1]):
+        model(ids).logits.square().mean().backward()
+        expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+        model.zero_grad()
+        checkpoint(lambda: model(ids).logits, use_reentrant=False).square().mean().backward()
+        assert_same({name: p.grad for name, p in model.named_parameters()}, expected)
+        mlp = model.model.layers[0].mlp
+        forward = mlp.forward
+        mlp.forward = lambda x: checkpoint(forward, x, use_reentrant=False)  # the hook lies around it
+        model(ids).logits.mean().backward()
+        mlp.forward = forward
+        block = model.model.layers[0]
+        forward = block.forward
+        block.forward = lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        with pytest.raises(RuntimeError, match="mlp ran outside the model whose calls show its tokens"):
+            model(ids, use_cache=False).logits.mean().backward()
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "falcon", "gpt_neox", "mixtral", "falcon_sequential"])

@@ -117,11 +117,15 @@ def test_special_tokens_of_a_hooked_transformer():
             model.generate(ids, max_new_tokens=2, stop_at_eos=False, verbose=False)
 
 
-def test_points_that_are_switched_off():
+@pytest.mark.parametrize(
+    ("point", "switch"),
+    [("hook_mlp_in", "use_hook_mlp_in"), ("hook_attn_in", "use_attn_in"), ("attn.hook_result", "use_attn_result")],
+)
+def test_points_that_are_switched_off(point, switch):
     for model in (hooked(), bridge("llama")):
-        model.cfg.use_hook_mlp_in = False
-        with pytest.raises(ValueError, match=r"hook_mlp_in does nothing .*model.set_use_hook_mlp_in\(True\)"):
-            ss.steer(model, {f"blocks.{BLOCK}.hook_mlp_in": models.plan()})
+        setattr(model.cfg, switch, False)
+        with pytest.raises(ValueError, match=rf"{point} does nothing .*model.set_{switch}\(True\)"):
+            ss.steer(model, {f"blocks.{BLOCK}.{point}": models.plan()})
 
 
 def test_the_inside_of_a_norm_can_be_read_only():
