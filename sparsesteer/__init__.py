@@ -3,6 +3,7 @@
 from sparsesteer import ops
 from sparsesteer.activations import Gated, Identity, JumpReLU, ReLU, Slots, TopK
 from sparsesteer.bank import Bank
+from sparsesteer.chat_templates import template_tokens
 from sparsesteer.control_vectors import save_gguf
 from sparsesteer.edits import Edit
 from sparsesteer.explanations import Explanations
@@ -41,4 +42,5 @@ __all__ = [
     "record",
     "save_gguf",
     "steer",
+    "template_tokens",
 ]

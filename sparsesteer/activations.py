@@ -43,8 +43,9 @@ class Activation:
         rows = bias.new_zeros(len(features), N_COLUMNS)
         rows[:, Column.BIAS] = bias
         for column, value in self.columns(n_features).items():
-            per_feature = isinstance(value, Tensor) and value.dim() > 0
-            rows[:, column] = value[features].to(rows) if per_feature else value  # type: ignore[index]
+            # fp64 first: as a plain number, one beyond fp32 would be an error and not infinity
+            values = torch.as_tensor(value, dtype=torch.float64, device=rows.device)
+            rows[:, column] = values[features] if values.dim() else values
         return rows
 
     def to(self, device: torch.device | str) -> "Activation":
@@ -153,3 +154,10 @@ class Slots(Activation):
             values[n_features - self.n :] = linear[column]
             joined[column] = values
         return joined
+
+
+def check_activation(activation: object, n_features: int) -> None:
+    """Raise TypeError for what is no activation, ValueError unless it fits ``n_features``."""
+    if not isinstance(activation, Activation):
+        raise TypeError(f"SAE: activation should be ss.ReLU(), ss.TopK(k), ..., got {activation!r}")
+    activation.check(n_features)

@@ -231,11 +231,8 @@ class Explanations:
             raise ValueError(f"{path} does not hold complete explanations: {error!r}") from error
 
 
-def beside(folder: Path, n_features: int) -> Explanations | None:
-    """The explanations in an SAE's folder; None if it has none. Raises ValueError if they are of another number."""
-    path = folder / FILE_NAME
-    if not path.is_file():
-        return None
+def load_for(path: Path, n_features: int) -> Explanations:
+    """The explanations that lie beside an SAE of F features. Raises ValueError if they are of another number."""
     found = Explanations.load(path)
     if len(found) != n_features:
         raise ValueError(f"{path} explains {len(found)} features, but the SAE beside it has {n_features}")

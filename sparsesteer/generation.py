@@ -93,19 +93,17 @@ def hidden_states_at(model: nn.Module, site: Site | int) -> Iterator[list[Tensor
     Raises:
         ValueError: the model has no such site.
     """
-    place = ModelSites.of(model).resolve(site)
     caught: list[Tensor] = []
 
-    def catch(module: nn.Module, args: tuple, kwargs: dict, output: Any = None) -> None:
-        read = (*args, *kwargs.values()) if place.before else output
-        caught.append(read[0] if isinstance(read, tuple) else read)
+    def catch(h: Tensor) -> Tensor:
+        caught.append(h.clone())  # a model may write over its own
+        return h
 
-    register = place.module.register_forward_pre_hook if place.before else place.module.register_forward_hook
-    handle = register(catch, with_kwargs=True)
+    detach = ModelSites.of(model).resolve(site).attach(catch)
     try:
         yield caught
     finally:
-        handle.remove()
+        detach()
 
 
 def as_text(tokenizer: Any, ids: list[int]) -> str:

@@ -1,24 +1,23 @@
 """Steering a torch model while a ``with`` block runs."""
 
-import itertools
-import sys
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from sparsesteer import ops, site_hooks
+from sparsesteer import running_calls
+from sparsesteer.call_hooks import after_calls, before_calls, drop_compiled_code, note_arguments
+from sparsesteer.checkpointing import followed_checkpoints
 from sparsesteer.forward_calls import CallReader, ForwardCall
-from sparsesteer.model_sites import ModelSites, Place, argument_names
+from sparsesteer.model_sites import CallSource, ModelSites, SiteName
+from sparsesteer.places import Place, argument_names
 from sparsesteer.plans import SteeringPlan
-from sparsesteer.positions import Positions, check_strength, every_token, selector, special_token_ids, token_strengths
-from sparsesteer.site import Site
+from sparsesteer.positions import Positions, check_strength, every_token, exclusion, selector, token_strengths
+from sparsesteer.running_calls import RunningCall
+from sparsesteer.site_edits import SiteEdit
 
-SiteName = int | str | Site
 # keys are SiteNames; Any, because a Mapping of SiteName would not take a dict[int, ...]
 Plans = SteeringPlan | Mapping[Any, SteeringPlan | list[SteeringPlan]]
 
@@ -29,6 +28,7 @@ def steer(
     strength: float | Tensor = 1.0,
     positions: Positions = "all",
     exclude_special_tokens: Iterable[int] | object | None = None,
+    this_thread_only: bool = False,
 ) -> "Steering":
     """Steer a model inside a ``with`` block; outside of it the model is as it was, bit for bit.
 
@@ -38,15 +38,17 @@ def steer(
             model.generate(**inputs)
 
     A call of the model that brings one token to a cache that is not empty brings a generated token; without a cache,
-    so does one that repeats the prompt and is a token longer than the call before. Every other call brings a prompt,
-    or more of one (a chunk of it, the next turn of a conversation). Speculative decoding checks several tokens in a
-    call: there only "all" is right.
+    so does one that repeats the prompt and is a token longer than the call before. The candidates that assisted
+    generation checks in one call are generated tokens too. Every other call brings a prompt, or more of one (a chunk
+    of it, the next turn of a conversation). ``docs/models.md`` has the models, hook points, caches and runtimes.
 
     Args:
-        model: a transformers model (with one list of blocks), or any module whose places are named by path.
+        model: a transformers model (with one list of blocks), one of TransformerLens, or any module whose places are
+            named by path.
         plan: one plan, whose SAE knows its site; or {site: plan or list of plans}, where a site is a block's number
-            (the residual after it), "blocks.3.hook_resid_pre" (the residual before it), "blocks.3.hook_resid_post",
-            or a module's path (its output).
+            (the residual after it), a hook point of TransformerLens ("blocks.3.hook_mlp_out"), or a module's path
+            (its output; with ".input" behind the path its input). A transcoder's plan reads at one place and writes
+            at another: its site is a ``Site`` with ``hook_name`` and ``hook_name_out``.
         strength: a number; or a tensor [B], one for each row; or [B, T], one for each token of the prompt, generated
             ones being left alone.
         positions: the tokens that are steered. Padding never is.
@@ -56,7 +58,10 @@ def steer(
             generated token. Tokens that a cache already holds count, and stay as they are.
             A slice of the same places: with a stop it ends with the prompt, without one it goes on through the
             generated tokens.
-        exclude_special_tokens: token ids that are left alone, or a tokenizer, for its ``all_special_ids``.
+        exclude_special_tokens: token ids that are left alone; or a tokenizer, for its ``all_special_ids``; or
+            ``template_tokens``, for them and all else that a chat template adds.
+        this_thread_only: steer the calls of the thread that enters the context, which may come and go while other
+            threads use the model; else the calls of all threads, which should not be under way at that moment.
 
     B is the number of rows of the call, or a divisor of it: beams and returned sequences take their prompt's row.
 
@@ -68,40 +73,35 @@ def steer(
     Raises:
         TypeError, ValueError: arguments that do not fit; a site that the model lacks; a plan of another width.
     """
-    return Steering(model, plan, strength, positions, exclude_special_tokens)
-
-
-class _Strengths(threading.local):
-    """The strength of the forward call that runs in this thread, for every module whose calls are read.
-
-    Global, because Dynamo compiles a tensor that it reaches through a module for one shape only.
-    """
-
-    def __init__(self) -> None:
-        self.of_reader: dict[int, float | Tensor] = {}
-
-
-_strengths = _Strengths()
-_new_key = itertools.count()
+    return Steering(model, plan, strength, positions, exclude_special_tokens, this_thread_only)
 
 
 class Steering:
     """What ``steer`` returns: a context that can be entered again after it was left."""
 
     def __init__(
-        self, model: nn.Module, plan: Plans, strength: float | Tensor, positions: Positions, excluded: object
+        self,
+        model: nn.Module,
+        plan: Plans,
+        strength: float | Tensor,
+        positions: Positions,
+        excluded: object,
+        this_thread_only: bool,
     ) -> None:
         sites = ModelSites.of(model)
-        self._readers: dict[nn.Module, int] = {}  # the modules whose calls are read, each with its key
-        self._edits: list[_SiteEdit] = []
+        self._model = sites.root
+        self._sources: dict[nn.Module, tuple[int, CallSource]] = {}  # by the module that shows the calls
+        self._edits: list[SiteEdit] = []
         for site, each in _pairs(plan):
-            place = sites.resolve(site)
-            _check_width(place, each)
-            key = self._readers.setdefault(sites.reader_of(place), next(_new_key))
-            self._edits.append(_SiteEdit(each, place, key))
+            read, written = sites.read_and_written(site)
+            _check_width(read, written, each)
+            source = sites.source_of(written)
+            key, _ = self._sources.setdefault(source.shows, (running_calls.new_key(), source))
+            self._edits.append(SiteEdit(each, read, written, key))
         self._select = selector(positions)
-        self._excluded = special_token_ids(excluded)
+        self._excluded = exclusion(excluded)
         self._strength = check_strength(strength)
+        self._this_thread_only = this_thread_only
         self._hooks: ExitStack | None = None
 
     @property
@@ -117,12 +117,13 @@ class Steering:
         if self._hooks is not None:
             raise RuntimeError("steer: this context is entered already; to nest them make another one with ss.steer")
         drop_compiled_code()
+        thread = threading.get_ident() if self._this_thread_only else None
         with ExitStack() as hooks:
-            for module, key in self._readers.items():
-                hooks.callback(self._install_reader(module, key).remove)
-                hooks.callback(_strengths.of_reader.pop, key, None)
+            hooks.enter_context(followed_checkpoints(self._model))
             for edit in self._edits:
-                hooks.callback(edit.install().remove)
+                edit.attach(hooks, thread)
+            for key, source in self._sources.values():
+                self._read_calls(hooks, source, key, thread)
             self._hooks = hooks.pop_all()
         return self
 
@@ -132,75 +133,39 @@ class Steering:
             self._hooks = None
             drop_compiled_code()
 
-    def _install_reader(self, module: nn.Module, key: int) -> RemovableHandle:
-        calls = CallReader(argument_names(module))
+    def _read_calls(self, hooks: ExitStack, source: CallSource, key: int, thread: int | None) -> None:
+        calls = CallReader(argument_names(source.shows))
 
-        def read_call(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            _strengths.of_reader[key] = self._strength_of(calls.read(args, kwargs))
+        def read(args: tuple, kwargs: dict) -> None:
+            call = running_calls.current(key)
+            if call is not None and thread in (None, threading.get_ident()):
+                call.strength = self._strength_of(calls.read(args, kwargs, running_calls.arguments_around(key)))
 
-        # Compiled code would be specialised to one place in the sequence, and made again at every token.
-        opaque = torch.compiler.disable(read_call, reason="sparsesteer follows the sequence outside compiled code")
-        return module.register_forward_pre_hook(opaque, with_kwargs=True)
+        before_calls(hooks, source.shows, read)
+        if self._tells_tokens_apart:
+            for module in source.around:
+                note_arguments(hooks, module, key)
+        unread = None if thread is None else 0.0  # calls of other threads are not read, and not steered
+        if source.is_called_whole:
+            before_calls(hooks, source.shows, lambda args, kwargs: running_calls.push(key, RunningCall(unread)))
+            after_calls(hooks, source.shows, lambda output: running_calls.pop(key), also_if_raised=True)
+        else:
+            before_calls(hooks, source.shows, lambda args, kwargs: running_calls.restart(key, RunningCall(unread)))
+            hooks.callback(running_calls.forget, key)
+
+    @property
+    def _tells_tokens_apart(self) -> bool:
+        return self._select is not every_token or self._excluded is not None or isinstance(self._strength, Tensor)
 
     def _strength_of(self, call: ForwardCall | None) -> float | Tensor:
         if call is not None:
             return token_strengths(call, self._select, self._strength, self._excluded)
-        if self._select is not every_token or self._excluded is not None or isinstance(self._strength, Tensor):
+        if self._tells_tokens_apart:
             raise ValueError(
                 "steer: the model was called without input_ids or another tensor [B, T, ...], so its tokens cannot "
                 "be told apart; use positions='all', a number as strength, and no exclude_special_tokens"
             )
         return self._strength
-
-
-class _SiteEdit:
-    """One plan at one place."""
-
-    stage = site_hooks.Stage.EDIT
-
-    def __init__(self, plan: SteeringPlan, place: Place, reader: int) -> None:
-        self.plan = plan
-        self.place = place
-        self.reader = reader
-
-    def install(self) -> RemovableHandle:
-        return site_hooks.install(self.place, self)
-
-    def after_forward(self, module: nn.Module, args: tuple, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return self._steered(output)
-        if type(output) is tuple and output and isinstance(output[0], Tensor):
-            return (self._steered(output[0]), *output[1:])
-        raise TypeError(
-            f"steer: {self.place.path} returns {type(output).__name__}; the place of a plan should return a tensor, "
-            "or a tuple that begins with one"
-        )
-
-    def before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if args:
-            return (self._steered(args[0]), *args[1:]), kwargs
-        name = argument_names(module)[0]
-        return args, {**kwargs, name: self._steered(kwargs[name])}
-
-    def _steered(self, h: Tensor) -> Tensor:
-        strength = _strengths.of_reader.get(self.reader)
-        if strength is None:
-            raise RuntimeError(
-                f"steer: {self.place.path} ran outside the model whose calls show its tokens; "
-                "call the model that was given to ss.steer"
-            )
-        if self.plan.device != h.device:
-            self.plan = self.plan.to(h.device)
-        if isinstance(strength, Tensor):
-            return ops.steer(h, self.plan, strength.to(h.device))
-        return h if strength == 0 else ops.steer(h, self.plan, strength)
-
-
-def drop_compiled_code() -> None:
-    """Compiled code has no guard on hooks that were not there: it would go on without ours, or with those removed."""
-    convert_frame = sys.modules.get("torch._dynamo.convert_frame")
-    if convert_frame is not None and convert_frame.input_codes.seen:
-        torch.compiler.reset()
 
 
 def _pairs(plan: object) -> list[tuple[SiteName, SteeringPlan]]:
@@ -218,12 +183,16 @@ def _pairs(plan: object) -> list[tuple[SiteName, SteeringPlan]]:
     return pairs
 
 
-def _check_width(place: Place, plan: SteeringPlan) -> None:
-    read, written = plan.encoder.shape[1], plan.decoder.shape[1]
-    if read != written:
-        raise ValueError(f"steer: the plan reads {read} and writes {written} numbers a token; a hook needs one width")
-    if place.width not in (None, read):
+def _check_width(read: Place, written: Place, plan: SteeringPlan) -> None:
+    n_read, n_written = plan.encoder.shape[1], plan.decoder.shape[1]
+    if read is written and n_read != n_written:
         raise ValueError(
-            f"steer: the plan's SAE has width {read}, the model has width {place.width} at {place.path}; "
-            "was the SAE made for this model?"
+            f"steer: the plan reads {n_read} and writes {n_written} numbers a token, which no one place has; a "
+            "transcoder's plan is given with two: ss.steer(model, {ss.Site(hook_name=..., hook_name_out=...): plan})"
         )
+    for place, width in ((read, n_read), (written, n_written)):
+        if place.width not in (None, width):
+            raise ValueError(
+                f"steer: the plan's SAE has width {width}, the model has width {place.width} at {place.path}; "
+                "was the SAE made for this model?"
+            )

@@ -8,6 +8,7 @@ from torch import Tensor
 from sparsesteer import weights
 from sparsesteer._layout import N_COLUMNS, Column, InputNorm, OutputScale
 from sparsesteer.activations import Gated, TopK
+from sparsesteer.decoding import fold_decoder, stays_bf16
 from sparsesteer.edits import Edit, FeatureEdit
 from sparsesteer.naming import resolved
 from sparsesteer.plans import SteeringPlan
@@ -31,11 +32,13 @@ def lower(sae: "SAE", edit: Edit, activation: "Activation", reconstruct: bool, p
     encoded = [change for change in changes if not change.is_constant()]
     features = _features(encoded, sae)
     rows = weights.columns(sae.W_enc, features)
-    weights.check_finite_rows("W_enc", rows, features)
-    encoder, bias = fold_encoder(sae, rows, features)
+    weights.check_finite_rows("W_enc", sae.W_enc, rows, features)
+    encoder, bias = (part.to(_dtype(sae)) for part in fold_encoder(sae, rows, features))
     table = activation.table(features, bias, sae.d_sae)
     table[:, Column.C0 :] = _edit_columns(encoded, table)
     input_norm, scale_rule = NORMALIZATIONS[sae.normalize]
+    if sae.transcoder:
+        scale_rule = OutputScale.ONE  # the scale of what is read is none of what is written
     k = activation.k if isinstance(activation, TopK) else 0
     return SteeringPlan(
         encoder=encoder,
@@ -73,13 +76,11 @@ def fold_encoder(sae: "SAE", rows: Tensor, features: Tensor) -> tuple[Tensor, Te
     return rows, bias.to(rows.dtype)
 
 
-def fold_decoder(sae: "SAE", rows: Tensor) -> Tensor:
-    """Decoder rows [M, D] for activations in the SAE's units; a row of zeros stays one."""
-    rows = weights.at_least_fp32(rows)
-    if not sae.rescale_acts_by_decoder_norm:
-        return rows
-    norms = rows.norm(dim=-1, keepdim=True)
-    return rows / torch.where(norms > 0, norms, torch.ones_like(norms))
+def whole_encoder(sae: "SAE", dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Every feature's encoder row [F, D] and bias [F], in ``dtype``; bf16 weights that nothing is folded into stay."""
+    columns = weights.whole("W_enc", sae.W_enc)
+    rows, bias = fold_encoder(sae, columns.T, torch.arange(sae.d_sae, device=sae.device))
+    return columns.T if stays_bf16(sae, dtype) else rows.to(dtype), bias.to(dtype)
 
 
 def _features(changes: list[FeatureEdit], sae: "SAE") -> Tensor:
@@ -88,8 +89,13 @@ def _features(changes: list[FeatureEdit], sae: "SAE") -> Tensor:
 
 def _decoder_rows(sae: "SAE", features: Tensor) -> Tensor:
     rows = weights.rows(sae.W_dec, features)
-    weights.check_finite_rows("W_dec", rows, features)
-    return fold_decoder(sae, rows)
+    weights.check_finite_rows("W_dec", sae.W_dec, rows, features)
+    return fold_decoder(sae, rows).to(_dtype(sae))
+
+
+def _dtype(sae: "SAE") -> torch.dtype:
+    """Of a plan's rows: fp64 where one of the matrices is, else fp32."""
+    return torch.float64 if torch.float64 in (sae.W_enc.dtype, sae.W_dec.dtype) else torch.float32
 
 
 def _edit_columns(changes: list[FeatureEdit], table: Tensor) -> Tensor:

@@ -1,27 +1,39 @@
 """From the name of a place in a model ("blocks.16.hook_resid_post", "model.layers.16", 16) to its module."""
 
 import difflib
-import inspect
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
+from sparsesteer.hook_points import FAMILIES, family
+from sparsesteer.places import Place, Side, argument_names, without_compile_wrapper, without_compile_wrappers
 from sparsesteer.site import Site
 
-_RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)")
-_COMPILED_CHILD = "_orig_mod"
+SiteName = int | str | Site
+
+_IN_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_RESIDUAL: dict[str, Side] = {"hook_resid_pre": "input", "hook_resid_post": "output"}
+_SWITCHES = {  # of TransformerLens, for hook points that are passed by otherwise
+    "hook_mlp_in": "use_hook_mlp_in",
+    "hook_attn_in": "use_attn_in",
+    "hook_result": "use_attn_result",
+    "hook_q_input": "use_split_qkv_input",
+    "hook_k_input": "use_split_qkv_input",
+    "hook_v_input": "use_split_qkv_input",
+}
+_AS_WIDE_AS_THE_STREAM = ("hook_attn_out", "hook_resid_mid", "hook_mlp_in", "hook_mlp_out", "mlp.hook_in")
 
 
 @dataclass(frozen=True)
-class Place:
-    """A module whose output (or input, if ``before``) is steered."""
+class CallSource:
+    """The modules whose hooks follow the forward calls."""
 
-    path: str
-    module: nn.Module
-    before: bool = False
-    width: int | None = None  # of the residual stream, where the place is on it
+    shows: nn.Module  # is called with the tokens, the attention mask and the cache
+    around: tuple[nn.Module, ...] = ()  # what else is called with token ids, the inner ones first
+    is_called_whole: bool = True  # every place runs inside of its call; else after it has begun
 
 
 @dataclass(frozen=True)
@@ -43,18 +55,35 @@ class ModelSites:
         for path, module in root.named_modules(remove_duplicate=False):
             # The wrapper of a compiled submodule comes before the submodule and keeps the path: hooks on it run
             # outside the compiled code.
-            modules.setdefault(_plain(path), module)
+            modules.setdefault(without_compile_wrappers(path), module)
         return cls(root, modules, _block_paths(root, modules), root_is_compiled=root is not model)
 
-    def resolve(self, site: Site | str | int) -> Place:
-        """The place that a site, a name or a block's number means.
+    def read_and_written(self, site: SiteName) -> tuple[Place, Place]:
+        """The places where a plan's x is read and where its edit is written; they differ for a transcoder.
+
+        Raises:
+            ValueError, TypeError: as ``resolve``; a place to write at that can only be read.
+        """
+        read = written = self.resolve(site)
+        if isinstance(site, Site) and site.hook_name_out not in (None, site.hook_name):
+            written = self.resolve(cast(str, site.hook_name_out))
+        if written.read_only:
+            raise ValueError(
+                f"steer: {written.path} can be read and not written: the model goes on with other numbers than these"
+            )
+        return read, written
+
+    def resolve(self, site: SiteName) -> Place:
+        """The place that a name or a block's number means; of a ``Site`` the one it reads.
 
         Raises:
             ValueError: no such place, with what the model has.
             TypeError: neither a site, a name nor a number.
         """
         if isinstance(site, Site):
-            return self.resolve(_hook_name(site))
+            if site.hook_name is None:
+                raise ValueError("steer: the plan knows no site; name one: ss.steer(model, {15: plan})")
+            return self.resolve(site.hook_name)
         if isinstance(site, int) and not isinstance(site, bool):
             return self._block(site)
         if not isinstance(site, str):
@@ -62,25 +91,29 @@ class ModelSites:
                 f"steer: a site is a block's number, a name such as 'blocks.3.hook_resid_post' or a module path, "
                 f"got {site!r}"
             )
-        path = self._find(site)
-        if path is not None:
-            return Place(path, self.modules[path], width=self._width() if path in self.blocks else None)
-        residual = _RESIDUAL.fullmatch(site)
-        if residual is None:
+        place = self._lens_point(site) or self._module(site) or self._named_point(site)
+        if place is None:
             raise ValueError(f"steer: {type(self.root).__name__} has no place {site!r}; {self._what_exists(site)}")
-        return self._block(int(residual[1]), before=residual[2] == "pre")
+        return place
 
-    def reader_of(self, place: Place) -> nn.Module:
-        """The module whose calls show token ids and attention mask: the nearest one around the place that takes
-        ``input_ids``; of a compiled model the outermost, whose hooks run outside the compiled code."""
+    def source_of(self, place: Place) -> "CallSource":
+        """Where the calls that reach a place show their tokens and the attention mask.
+
+        The nearest module around the place that takes ``input_ids``; of a compiled model the outermost, whose hooks
+        run outside the compiled code.
+        """
+        lens = _lens_source(self.root)
+        if lens is not None:
+            return lens
         parts = place.path.split(".")
         around = [self.modules.get(".".join(parts[:end])) for end in range(len(parts), -1, -1)]
-        readers = [module for module in around if module is not None and "input_ids" in argument_names(module)]
-        if not readers:
-            return self.root
-        return readers[-1] if self.root_is_compiled else readers[0]
+        takers = [module for module in around if module is not None and "input_ids" in argument_names(module)]
+        if not takers:
+            return CallSource(self.root)
+        shows, *others = takers[-1:] if self.root_is_compiled else takers
+        return CallSource(shows, tuple(others))
 
-    def _block(self, index: int, before: bool = False) -> Place:
+    def _block(self, index: int, side: Side = "output") -> Place:
         if not self.blocks:
             raise ValueError(
                 f"steer: {type(self.root).__name__} has no list of blocks that can be told from others; "
@@ -89,7 +122,32 @@ class ModelSites:
         if not 0 <= index < len(self.blocks):
             raise ValueError(f"steer: there is no block {index}; {self._what_exists('')}")
         path = self.blocks[index]
-        return Place(path, self.modules[path], before, self._width())
+        return Place(path, self.modules[path], side, self._width())
+
+    def _lens_point(self, name: str) -> Place | None:
+        """The hook point that a model of TransformerLens has under a name; its aliases are not paths of modules."""
+        point = getattr(self.root, "hook_dict", {}).get(name)
+        if point is None:
+            return None
+        switch = _SWITCHES.get(name.rpartition(".")[2])
+        if switch is not None and not getattr(self.root.cfg, switch, False):
+            raise ValueError(f"steer: {name} does nothing unless it is switched on; call model.set_{switch}(True)")
+        # A TransformerBridge around a transformers model shows some tensors without going on with what hooks make of
+        # them: a norm's inside, and the residual amid a block, which is there the input of what reads it.
+        bridged = hasattr(self.root, "original_model")
+        amid_block = bridged and name.endswith("hook_resid_mid")
+        inside_norm = bridged and name.endswith(("hook_normalized", "hook_scale"))
+        return Place(name, point, "stream" if amid_block else "output", read_only=inside_norm)
+
+    def _module(self, name: str) -> Place | None:
+        """A module's output by its path, or with ``.input`` or ``.output`` behind the path."""
+        path, side = self._find(name), "output"
+        if path is None:
+            name, _, side = name.rpartition(".")
+            path = self._find(name) if side in ("input", "output") else None
+        if path is None:
+            return None
+        return Place(path, self.modules[path], cast(Side, side), self._width() if path in self.blocks else None)
 
     def _find(self, name: str) -> str | None:
         """The path of a module, also where the model is a part of the named one or is wrapped by another."""
@@ -101,6 +159,25 @@ class ModelSites:
         inner = name.partition(".")[2]
         return inner if inner in self.modules and inner else None
 
+    def _named_point(self, name: str) -> Place | None:
+        """A hook point of TransformerLens in a model of transformers."""
+        if name == "hook_embed" and hasattr(self.root, "get_input_embeddings"):
+            return Place(name, cast(Callable, self.root.get_input_embeddings)(), width=self._width())
+        found = _IN_BLOCK.fullmatch(name)
+        if found is None:
+            return None
+        index, point = int(found[1]), found[2]
+        block = self._block(index, _RESIDUAL.get(point, "output"))
+        if point in _RESIDUAL:
+            return block
+        where = FAMILIES.get(family(_text_config(self.root)), {}).get(point)
+        if where is None:
+            return None
+        child, _, side = where.rpartition(".")
+        path = f"{block.path}.{child}"
+        width = self._width() if point in _AS_WIDE_AS_THE_STREAM else None
+        return Place(path, self.modules[path], cast(Side, side), width, read_only=side == "normalized")
+
     def _width(self) -> int | None:
         return getattr(_text_config(self.root), "hidden_size", None)
 
@@ -110,8 +187,13 @@ class ModelSites:
             last = len(self.blocks) - 1
             parts.append(
                 f"it has blocks 0 to {last}: a number, 'blocks.0.hook_resid_pre' to 'blocks.{last}.hook_resid_post', "
-                f"or module paths '{self.blocks[0]}' to '{self.blocks[last]}' and those inside"
+                f"or module paths '{self.blocks[0]}' to '{self.blocks[last]}' and those inside, "
+                "whose inputs are '<path>.input'"
             )
+        if _IN_BLOCK.fullmatch(name):
+            kind = family(_text_config(self.root))
+            points = ", ".join(FAMILIES.get(kind, {}))
+            parts.append(f"inside its blocks it has {points}" if points else f"hook points of {kind} are not known")
         close = difflib.get_close_matches(name, [path for path in self.modules if path], n=3)
         if close:
             parts.append("close module paths are " + ", ".join(map(repr, close)))
@@ -120,29 +202,16 @@ class ModelSites:
         return "; ".join(parts)
 
 
-def without_compile_wrapper(module: nn.Module) -> nn.Module:
-    """The module behind ``torch.compile(module)``, or the module itself."""
-    return module._modules.get(_COMPILED_CHILD) or module
+def _lens_source(root: nn.Module) -> CallSource | None:
+    """Of a TransformerBridge the model inside; of a HookedTransformer its first block, which gets the mask it made.
 
-
-def argument_names(module: nn.Module) -> tuple[str, ...]:
-    """The names of the arguments of a module's forward, in order."""
-    return tuple(inspect.signature(without_compile_wrapper(module).forward).parameters)
-
-
-def _plain(path: str) -> str:
-    return ".".join(part for part in path.split(".") if part != _COMPILED_CHILD)
-
-
-def _hook_name(site: Site) -> str:
-    if site.hook_name is None:
-        raise ValueError("steer: the plan knows no site; name one: ss.steer(model, {15: plan})")
-    if site.hook_name_out not in (None, site.hook_name):
-        raise ValueError(
-            f"steer: the plan reads at {site.hook_name} and writes at {site.hook_name_out} (a transcoder); a hook "
-            "steers where it reads, use ss.ops.steer(x, plan, into=w) in hooks of your own"
-        )
-    return site.hook_name
+    A HookedTransformer often calls its own forward past all hooks on itself.
+    """
+    if not hasattr(root, "hook_dict"):
+        return None
+    if hasattr(root, "original_model"):
+        return CallSource(cast(nn.Module, root.original_model))
+    return CallSource(cast(nn.ModuleList, root.blocks)[0], (root,), is_called_whole=False)
 
 
 def _text_config(model: nn.Module) -> object:
@@ -159,6 +228,10 @@ def _block_paths(root: nn.Module, modules: dict[str, nn.Module]) -> tuple[str, .
         if isinstance(module, nn.ModuleList) and len(module) and n_blocks in (None, len(module))
     ]
     outermost = [path for path in lists if not any(path.startswith(other + ".") for other in lists)]
+    encodes_first = getattr(getattr(root, "config", None), "is_encoder_decoder", False)
+    if len(outermost) > 1 and hasattr(root, "get_decoder") and not encodes_first:  # an image model has as many blocks
+        decoder = cast(Callable, root.get_decoder)()
+        outermost = [path for path in outermost if any(modules[path] is module for module in decoder.modules())]
     if len(outermost) != 1:
         return ()
     prefix = outermost[0] + "." if outermost[0] else ""

@@ -7,11 +7,13 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+from sparsesteer.chat_templates import TemplateTokens
 from sparsesteer.forward_calls import ForwardCall
 
 Positions = str | int | slice | Sequence[int] | Tensor
 Choice = Tensor | bool  # bool [B or 1, T], or one answer for all tokens
 Selector = Callable[[ForwardCall], Choice]
+Exclusion = Callable[[ForwardCall], Tensor]
 
 NAMES = ("all", "prompt", "last_prompt", "generated")
 
@@ -35,10 +37,25 @@ def selector(positions: Positions) -> Selector:
     return _index_selector(_indices(positions))
 
 
-def special_token_ids(tokens: object) -> Tensor | None:
-    """Token ids [n] from ids, or from a tokenizer's ``all_special_ids``; None for None."""
+def exclusion(tokens: object) -> Exclusion | None:
+    """The function that picks a call's tokens that are left alone, bool [B, T]; None for None.
+
+    Args:
+        tokens: token ids, a tokenizer, for its ``all_special_ids``, or ``template_tokens``.
+
+    Raises:
+        TypeError: anything else.
+    """
     if tokens is None:
         return None
+    if isinstance(tokens, TemplateTokens):
+        return lambda call: _are_among(call, tokens.special_ids) | _of_template(call, tokens)
+    ids = special_token_ids(tokens)
+    return lambda call: _are_among(call, ids)
+
+
+def special_token_ids(tokens: object) -> Tensor:
+    """Token ids [n] from ids, or from a tokenizer's ``all_special_ids``."""
     ids = getattr(tokens, "all_special_ids", tokens)
     if isinstance(ids, Tensor):
         ids = ids.flatten().tolist()
@@ -73,13 +90,18 @@ def check_strength(strength: object) -> float | Tensor:
 
 
 def token_strengths(
-    call: ForwardCall, select: Selector, strength: float | Tensor, excluded: Tensor | None
+    call: ForwardCall, select: Selector, strength: float | Tensor, excluded: Exclusion | None
 ) -> float | Tensor:
     """What each token of the call is steered by: one number, or [B, T] with 0 where a token is left alone."""
+    if call.may_be_candidates and select is not every_token:
+        raise ValueError(
+            "steer: this decoder got several tokens behind cached ones; models with an encoder do not tell which of "
+            "them are candidates, so use positions='all', or generate without assistance"
+        )
     chosen = select(call)
     if chosen is False:
         return 0.0
-    for wanted in (call.valid, _not_excluded(call, excluded)):
+    for wanted in (call.valid, None if excluded is None else ~excluded(call)):
         if wanted is not None:
             chosen = wanted if chosen is True else chosen & wanted
     if chosen is True:
@@ -119,12 +141,28 @@ def _strength_table(strength: Tensor, call: ForwardCall) -> Tensor:
     return rows[:, None].expand(call.shape)
 
 
-def _not_excluded(call: ForwardCall, excluded: Tensor | None) -> Tensor | None:
-    if excluded is None:
-        return None
-    if call.tokens.is_floating_point():
+def _ids(call: ForwardCall) -> Tensor:
+    if call.ids is None:
         raise ValueError("steer: exclude_special_tokens needs a call with input_ids, this one has embeddings")
-    return ~torch.isin(call.tokens, excluded.to(call.tokens.device))
+    return call.ids
+
+
+def _are_among(call: ForwardCall, ids: Tensor) -> Tensor:
+    return torch.isin(_ids(call), ids.to(call.tokens.device))
+
+
+def _of_template(call: ForwardCall, template: TemplateTokens) -> Tensor:
+    """The call's tokens that the template added; nothing of what is generated."""
+    entering = _ids(call)[:, : call.n_prompt]
+    end = call.n_cached + call.n_prompt
+    ids = rows_for(template.ids[:, call.n_cached : end].to(entering.device), call, "the conversation of the template")
+    if ids.shape != entering.shape or not torch.equal(ids, entering):
+        raise ValueError(
+            "steer: this prompt is not the conversation that template_tokens was given; make them of the same "
+            "messages and options, and enter a steering of its own for each conversation"
+        )
+    mask = rows_for(template.mask[:, call.n_cached : end].to(entering.device), call, "the template")
+    return torch.nn.functional.pad(mask, (0, call.shape[1] - call.n_prompt))
 
 
 def every_token(call: ForwardCall) -> Choice:

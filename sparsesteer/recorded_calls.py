@@ -22,9 +22,8 @@ class RecordedCall:
         order: Sequence[int] | None,  # the columns of all sites together, None if they stand right
     ) -> None:
         shape, new = call.shape, slice(first_new, None)
-        has_ids = call.tokens.dim() == 2 and not call.tokens.is_floating_point()
         about_tokens = [
-            call.tokens.detach().long() if has_ids else torch.full(shape, NO_TOKEN),
+            torch.full(shape, NO_TOKEN) if call.ids is None else call.ids.detach().long(),
             torch.tensor(rows)[:, None].expand(shape),
             call.ranks.expand(shape),
             (~call.in_prompt).expand(shape),
@@ -56,7 +55,7 @@ def call_of(call: ForwardCall | None, f: Tensor, path: str) -> ForwardCall:
     if call is None or (call.tokens.is_floating_point() and call.tokens.dim() == 2):  # [T, D] is no batch
         n_rows = f.shape[0] if f.dim() > 2 else 1
         unknown = torch.full((n_rows, f.shape[:-1].numel() // max(1, n_rows)), NO_TOKEN)
-        return ForwardCall(unknown, n_prompt=unknown.shape[1])
+        return ForwardCall(unknown, None, n_prompt=unknown.shape[1])
     if f.shape[:-1].numel() != call.shape[0] * call.shape[1]:
         raise RuntimeError(
             f"record: {path} saw {list(f.shape[:-1])} tokens in a call of {list(call.shape)}; only places that see "

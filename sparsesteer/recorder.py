@@ -8,18 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from sparsesteer import ops, site_hooks
-from sparsesteer.forward_calls import CallReader, ForwardCall
-from sparsesteer.hooks import drop_compiled_code
-from sparsesteer.model_sites import argument_names
+from sparsesteer import ops, running_calls
+from sparsesteer.call_hooks import after_calls, before_calls, drop_compiled_code, note_arguments
+from sparsesteer.forward_calls import CallReader, ForwardCall, cache_in, named_arguments
+from sparsesteer.places import Stage, argument_names
+from sparsesteer.plans import SteeringPlan
 from sparsesteer.recorded_calls import RecordedCall, call_of
 from sparsesteer.recording import Recording
 from sparsesteer.sae import SAE
 from sparsesteer.sequences import BeamGuard, SequenceTracker
-from sparsesteer.site_hooks import Stage
-from sparsesteer.watched import Features, WatchedSite, named_record, order_of, watched_sites
+from sparsesteer.watched import Features, named_record, order_of, watched_sites
 
 Found = tuple[int, Stage, Tensor, Tensor | None]  # site, stage, f [..., M], and h [..., D] until the next stage
 
@@ -105,7 +104,7 @@ class Recorder:
             raise ValueError(f"record: last should be a number of tokens or None, got {last!r}")
         if on_tokens is not None and not callable(on_tokens):
             raise TypeError(f"record: on_tokens should be a function, got {type(on_tokens).__name__}")
-        self._reader, self._sites = watched_sites(model, sae, features)
+        self._source, self._sites = watched_sites(model, sae, features)
         self._columns = [column for site in self._sites for column in site.columns]
         self._order = order_of(self._sites)
         self._tokenizer, self._last, self._on_tokens = tokenizer, last, on_tokens
@@ -119,11 +118,10 @@ class Recorder:
         with ExitStack() as hooks:
             hooks.callback(guard.release)
             hooks.callback(_open_calls.close, key)
-            for handle in self._install_reader(recording, key, guard):
-                hooks.callback(handle.remove)
+            has_read = self._follow_calls(hooks, recording, key, guard)
             for number, site in enumerate(self._sites):
                 for stage in (Stage.BEFORE, Stage.AFTER):
-                    hooks.callback(site_hooks.install(site.place, _Watch(site, number, stage, key)).remove)
+                    hooks.callback(site.place.attach(_Watch(site.plan, number, stage, key, has_read).read, stage))
             self._hooks = hooks.pop_all()
         return recording
 
@@ -136,36 +134,42 @@ class Recorder:
     def _new_recording(self, last: int | None) -> Recording:
         return Recording(self._columns, tokenizer=self._tokenizer, last=last)
 
-    def _install_reader(self, recording: Recording, key: int, guard: BeamGuard) -> list[RemovableHandle]:
-        """Hooks around every call of the model: tokens are read before it, what was found is taken in after it."""
-        names = argument_names(self._reader)
+    def _follow_calls(self, hooks: ExitStack, recording: Recording, key: int, guard: BeamGuard) -> Callable[[], None]:
+        """Hooks around every call of the model: tokens are read before it, what was found is taken in after it.
+
+        Returns what each site should call when it has read: where no hook tells the end of a call, the last of them
+        ends it.
+        """
+        shows = self._source.shows
+        names = argument_names(shows)
         calls, sequences = CallReader(names), SequenceTracker(itertools.count())
 
-        def begin(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def begin(args: tuple, kwargs: dict) -> None:
             _open_calls.found[key] = []
             with named_record():
-                call = calls.read(args, kwargs)
-            given = {**dict(zip(names, args, strict=False)), **kwargs}
-            _open_calls.call[key] = call, given.get("past_key_values")
+                call = calls.read(args, kwargs, running_calls.arguments_around(key))
+            _open_calls.call[key] = call, cache_in(named_arguments(names, args, kwargs))
 
-        def end(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        def end(output: object) -> None:
             found, (call, cache) = _open_calls.close(key)
             before, after = (self._activations(found, stage) for stage in (Stage.BEFORE, Stage.AFTER))
             for site, f in zip(self._sites, before, strict=True):
                 call = call_of(call, f, site.place.path)
             assert call is not None  # there is a site
             rows, first_new = sequences.rows_of(call, cache)
-            left = getattr(output, "past_key_values", None) if cache is None else cache
+            left = cache_in(output) if cache is None and isinstance(output, Mapping) else cache
             sequences.end_call(left)
             guard.watch(left)
             self._take(recording, RecordedCall(call, rows, first_new, before, after, self._order))
 
-        # Compiled code would be specialised to one place in the sequence, and made again at every token.
-        why = "sparsesteer follows the sequence outside compiled code"
-        return [
-            self._reader.register_forward_pre_hook(torch.compiler.disable(begin, reason=why), with_kwargs=True),
-            self._reader.register_forward_hook(torch.compiler.disable(end, reason=why), with_kwargs=True),
-        ]
+        before_calls(hooks, shows, begin)
+        for module in self._source.around:
+            note_arguments(hooks, module, key)
+        if self._source.is_called_whole:
+            after_calls(hooks, shows, end)
+            return _do_nothing
+        n_reads = 2 * len(self._sites)
+        return lambda: end(None) if len(_open_calls.found[key]) == n_reads else None
 
     def _activations(self, found: list[Found], stage: Stage) -> list[Tensor]:
         """[..., M] of each site at one stage."""
@@ -192,42 +196,46 @@ class Recorder:
             self._on_tokens(alone)
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class _Watch:
     """Reads one site at one stage."""
 
-    def __init__(self, site: WatchedSite, number: int, stage: Stage, reader: int) -> None:
-        self.site = site
-        self.plan = site.plan
+    def __init__(
+        self, plan: SteeringPlan, number: int, stage: Stage, reader: int, has_read: Callable[[], None]
+    ) -> None:
+        self.plan = plan
         self.number = number
         self.stage = stage
         self.reader = reader
+        self.has_read = has_read
 
-    def before_forward(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._read(args[0] if args else kwargs[argument_names(module)[0]])
-
-    def after_forward(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if type(output) is tuple and output:
-            output = output[0]
-        if not isinstance(output, Tensor):
-            raise TypeError(
-                f"record: {self.site.place.path} returns {type(output).__name__}; a place that is recorded should "
-                "return a tensor, or a tuple that begins with one"
-            )
-        self._read(output)
-
-    def _read(self, h: Tensor) -> None:
+    def read(self, h: Tensor) -> Tensor:
+        """What the features do in h [..., D], which stays as it is."""
         found = _open_calls.found.get(self.reader)
         if found is None:  # outside a call of the model that was given
-            return
+            return h
         if self.plan.device != h.device:
             self.plan = self.plan.to(h.device)
         if torch.compiler.is_compiling():
-            found.append((self.number, self.stage, ops.activations(h.detach(), self.plan), None))
-            return
-        known = None
+            found.append((self.number, self.stage, self._activations(h), None))
+        else:
+            f = self._known(h, found)
+            f = self._activations(h) if f is None else f
+            found.append((self.number, self.stage, f, h if self.stage == Stage.BEFORE else None))
+        self.has_read()
+        return h
+
+    def _known(self, h: Tensor, found: list[Found]) -> Tensor | None:
+        """What was read at the stage before, if nothing was edited in between."""
         for i, (number, stage, f, seen) in enumerate(found):
             if number == self.number and stage < self.stage:
                 found[i] = number, stage, f, None
-                known = f if seen is h else None  # nothing was edited in between
-        f = ops.activations(h.detach(), self.plan) if known is None else known
-        found.append((self.number, self.stage, f, h if self.stage == Stage.BEFORE else None))
+                return f if seen is h else None
+        return None
+
+    def _activations(self, h: Tensor) -> Tensor:
+        # TransformerLens shows heads, [B, T, heads, d_head]; an SAE reads them all at once
+        return ops.activations(h.detach().flatten(2) if h.dim() == 4 else h.detach(), self.plan)

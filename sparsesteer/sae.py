@@ -2,20 +2,22 @@
 
 import copy
 import os
+from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from sparsesteer import ops, reference, weights
+from sparsesteer import decoding, ops, reference, weights
 from sparsesteer._layout import InputNorm
-from sparsesteer.activations import Activation, Gated, TopK
+from sparsesteer.activations import Activation, Gated, TopK, check_activation
 from sparsesteer.digest import digest_of
 from sparsesteer.edits import Edit
 from sparsesteer.explanations import Explanations
-from sparsesteer.lowering import NORMALIZATIONS, fold_decoder, fold_encoder, lower
+from sparsesteer.lowering import NORMALIZATIONS, lower, whole_encoder
 from sparsesteer.ops import SparseCodes
+from sparsesteer.ops.border import check_last
 from sparsesteer.plans import SteeringPlan
 from sparsesteer.screen import Screen
 from sparsesteer.site import Site
@@ -25,18 +27,23 @@ from sparsesteer.weights import Matrix
 class SAE:
     """Sparse autoencoder f = act((norm(x) - b_dec) W_enc + b_enc), x ~ denorm(f W_dec + b_dec).
 
+    A transcoder reads one tensor and writes another: f = act(norm(x) W_enc + b_enc), y ~ f W_dec + b_dec. Both may
+    have a skip connection, W_skip x added to what is decoded.
+
     Weights are constants: shared with the caller, never copied, no gradient flows to them.
 
     Args:
         W_enc: [D, F]; a tensor, or a stored one of which plans read only the columns they need.
-        W_dec: [F, D].
+        W_dec: [F, D]; [F, D_out] of a transcoder.
+        W_skip: [D_out, D]. An edit that keeps the reconstruction error leaves it alone.
         b_enc: [F], zeros if not given (``Gated`` has its own biases and takes none).
-        b_dec: [D], zeros if not given.
+        b_dec: [D_out], zeros if not given.
         activation: ``ReLU()``, ``JumpReLU(threshold)``, ``TopK(k)``, ``Gated(...)``, ``Identity()``, ``Slots(...)``.
         normalize: "none", "layer_norm" or "constant_norm_rescale", applied to each token as SAELens does.
-        apply_b_dec_to_input: subtract b_dec before encoding.
+        apply_b_dec_to_input: subtract b_dec before encoding; by default all but transcoders do, and these cannot.
         rescale_acts_by_decoder_norm: activations (and TopK's ranks) in units of each decoder row's norm.
         feature_maximum: [F], each feature's largest activation on the SAE's corpus, where known.
+        transcoder: it writes another tensor than it reads; always so where D_out differs from D.
 
     Raises:
         ValueError: shapes that disagree, NaN or infinite weights, an unknown normalisation.
@@ -50,38 +57,41 @@ class SAE:
         *,
         W_enc: Matrix,
         W_dec: Matrix,
+        W_skip: Matrix | None = None,
         b_enc: Tensor | None = None,
         b_dec: Tensor | None = None,
         activation: Activation,
         normalize: str = "none",
-        apply_b_dec_to_input: bool = True,
+        apply_b_dec_to_input: bool | None = None,
         rescale_acts_by_decoder_norm: bool = False,
         site: Site | None = None,
         feature_maximum: Tensor | None = None,
+        transcoder: bool = False,
     ) -> None:
-        weights.check_matrices(W_enc, W_dec)
-        width, n_features = W_enc.shape
+        weights.check_matrices(W_enc, W_dec, W_skip)
+        n_features, out_width = W_dec.shape
+        transcoder = transcoder or out_width != W_enc.shape[0]
         device = weights.device_of(W_enc)
         if normalize not in NORMALIZATIONS:
             raise ValueError(f"SAE: normalize should be one of {', '.join(NORMALIZATIONS)}, got {normalize!r}")
-        _check_activation(activation, n_features)
+        check_activation(activation, n_features)
         if isinstance(activation, Gated) and b_enc is not None and b_enc.any():
             raise ValueError("SAE: a gated SAE has b_gate and b_mag in place of b_enc; leave b_enc out")
-        b_enc = torch.zeros(n_features) if b_enc is None else b_enc
-        b_dec = torch.zeros(width) if b_dec is None else b_dec
-        weights.check_vector("b_enc", b_enc, n_features)
-        weights.check_vector("b_dec", b_dec, width)
-        if feature_maximum is not None:
-            weights.check_vector("feature_maximum", feature_maximum, n_features)
-            feature_maximum = feature_maximum.to(device)
+        if transcoder and apply_b_dec_to_input:
+            raise ValueError("SAE: the b_dec of a transcoder belongs to what it writes; apply_b_dec_to_input=False")
         self.W_enc, self.W_dec = weights.constant(W_enc), weights.constant(W_dec)
-        self.b_enc, self.b_dec = b_enc.detach().to(device), b_dec.detach().to(device)
+        self.W_skip = None if W_skip is None else weights.constant(W_skip)
+        self.transcoder = transcoder
+        self.b_enc = weights.vector("b_enc", b_enc, n_features, device)
+        self.b_dec = weights.vector("b_dec", b_dec, out_width, device)
         self.activation = activation.to(device)
         self.normalize = normalize
-        self.apply_b_dec_to_input = apply_b_dec_to_input
+        self.apply_b_dec_to_input = not transcoder if apply_b_dec_to_input is None else apply_b_dec_to_input
         self.rescale_acts_by_decoder_norm = rescale_acts_by_decoder_norm
         self.site = site or Site()
         self.feature_maximum = feature_maximum
+        if feature_maximum is not None:
+            self.feature_maximum = weights.vector("feature_maximum", feature_maximum, n_features, device)
         self._forget()
 
     def _forget(self) -> None:
@@ -90,15 +100,16 @@ class SAE:
         self._digest: str | None = None
         self._tables: dict[torch.dtype, Tensor] = {}
         self._encoders: dict[torch.dtype, Tensor] = {}
-        self._decoders: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+        self._decoders: dict[torch.dtype, Tensor] = {}
+        self._skips: dict[torch.dtype, Tensor] = {}
         self._elsewhere: WeakValueDictionary[torch.device, SAE] = WeakValueDictionary()
 
     @staticmethod
-    def load_from_disk(path: str | os.PathLike) -> "SAE":
-        """Read an SAE folder (``loaders.load_from_disk``); large matrices stay on disk until they are needed."""
+    def load_from_disk(path: str | os.PathLike, *, site: Site | None = None, k: int | None = None) -> "SAE":
+        """Read an SAE of any known format, a folder or a file (``loaders.load_from_disk``)."""
         from sparsesteer import loaders
 
-        return loaders.load_from_disk(path)
+        return loaders.load_from_disk(path, site=site, k=k)
 
     @staticmethod
     def from_pretrained(release: str, sae_id: str) -> "SAE":
@@ -114,10 +125,21 @@ class SAE:
 
         return loaders.from_saelens(sae)
 
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write the SAE as a new folder in SAELens's format, complete or not at all (``saving.save``)."""
+        from sparsesteer.saving import save
+
+        return save(self, path)
+
     @property
     def d_in(self) -> int:
-        """D, the model width."""
+        """D, the width of the tensor that is read."""
         return self.W_enc.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        """D_out, the width of the tensor that is written; D for all but some transcoders."""
+        return self.W_dec.shape[1]
 
     @property
     def d_sae(self) -> int:
@@ -141,7 +163,8 @@ class SAE:
 
     def __repr__(self) -> str:
         kind = f"TopK({self.activation.k})" if isinstance(self.activation, TopK) else type(self.activation).__name__
-        return f"SAE(D={self.d_in}, F={self.d_sae}, {kind}, normalize={self.normalize!r}, {self.site})"
+        widths = f"D={self.d_in}, D_out={self.d_out}" if self.transcoder else f"D={self.d_in}"
+        return f"SAE({widths}, F={self.d_sae}, {kind}, normalize={self.normalize!r}, {self.site})"
 
     def to(self, device: torch.device | str) -> "SAE":
         """The SAE on another device, itself if it is there already; the same copy as long as one is alive."""
@@ -153,27 +176,28 @@ class SAE:
             moved = copy.copy(self)
             moved._forget()
             moved._digest = self._digest
-            moved.W_enc = weights.whole("W_enc", self.W_enc).to(device)
-            moved.W_dec = weights.whole("W_dec", self.W_dec).to(device)
-            moved.b_enc, moved.b_dec = self.b_enc.to(device), self.b_dec.to(device)
-            moved.activation = self.activation.to(device)
-            if self.feature_maximum is not None:
-                moved.feature_maximum = self.feature_maximum.to(device)
+            for name in ("W_enc", "W_dec", "W_skip"):
+                matrix = getattr(self, name)
+                setattr(moved, name, None if matrix is None else weights.whole(name, matrix).to(device))
+            for name in ("b_enc", "b_dec", "activation", "feature_maximum"):
+                part = getattr(self, name)
+                setattr(moved, name, None if part is None else part.to(device))
             self._elsewhere[device] = moved
         return moved
 
     def with_activation(self, activation: Activation) -> "SAE":
         """The same weights, shared, under another activation, e.g. ``ReLU()`` without TopK's mask."""
-        _check_activation(activation, self.d_sae)
+        check_activation(activation, self.d_sae)
         other = copy.copy(self)
         other._forget()
         other.activation = activation.to(self.device)
-        other._encoders, other._decoders, other.screen = self._encoders, self._decoders, self.screen
+        other._encoders, other._decoders, other._skips = self._encoders, self._decoders, self._skips
+        other.screen = self.screen
         return other
 
     def encode(self, h: Tensor) -> Tensor:
         """All activations f [..., F] of h [..., D], dense, in the units of SAELens's ``hook_sae_acts_post``."""
-        _check_last("encode", "h", h, self.d_in)
+        check_last("SAE.encode", "h", h, self.d_in)
         x = reference.read_input(h.reshape(-1, self.d_in), None)
         encoder, table = self.whole_encoder(x.dtype)
         f = reference.dense_codes(x, encoder, table, self.k, self.input_norm)
@@ -184,26 +208,22 @@ class SAE:
         return ops.encode(h, self, k)
 
     def decode(self, f: Tensor | SparseCodes, like: Tensor | None = None) -> Tensor:
-        """Reconstruction [..., D] of activations, dense [..., F] or sparse.
+        """Reconstruction [..., D_out] of activations, dense [..., F] or sparse.
 
         Args:
-            like: the tensor [..., D] that was encoded, whose mean and scale a normalising SAE gives back.
+            like: the tensor [..., D] that was encoded, whose mean and scale a normalising SAE gives back, and which
+                a skip connection passes on.
         """
         if isinstance(f, SparseCodes):
             return ops.decode(f, self, like)
-        _check_last("decode", "f", f, self.d_sae)
+        check_last("SAE.decode", "f", f, self.d_sae)
         decoder, bias = self.whole_decoder(torch.promote_types(f.dtype, torch.float32))
         out = f.to(bias.dtype) @ decoder.to(bias.dtype) + bias
-        return self.denormalize(out, like).to(f.dtype)
+        return self.completed(out, like).to(f.dtype)
 
-    def denormalize(self, out: Tensor, like: Tensor | None) -> Tensor:
-        """A reconstruction [..., D] at the scale (and mean) of ``like`` [..., D], the tensor that was encoded."""
-        if self.normalize == "none":
-            return out
-        if like is None:
-            raise ValueError(f"SAE.decode: normalize={self.normalize!r} needs the encoded tensor: decode(f, like=h)")
-        _check_last("decode", "like", like, self.d_in)
-        return reference.undo_input_norm(out, like.to(out.dtype), self.input_norm)
+    def completed(self, out: Tensor, like: Tensor | None) -> Tensor:
+        """What is decoded [..., D_out] with all that depends on the tensor ``like`` [..., D] that was encoded."""
+        return decoding.completed(self, out, like)
 
     def plan(
         self,
@@ -230,15 +250,12 @@ class SAE:
             return lower(self, edit, self.activation, reconstruct, preserve_norm)
         if reconstruct:
             return self.with_activation(activation).plan(edit, reconstruct=True, preserve_norm=preserve_norm)
-        _check_activation(activation, self.d_sae)
+        check_activation(activation, self.d_sae)
         return lower(self, edit, activation.to(self.device), reconstruct, preserve_norm)
 
     @property
     def digest(self) -> str:
-        """SHA-256 over shapes, rules, all biases and thresholds, and evenly spaced rows of both matrices.
-
-        The same for an SAE in memory and on disk, without reading a file of gigabytes.
-        """
+        """What tells SAEs apart (``digest.digest_of``): the same in memory and on disk, and no file is read whole."""
         if self._digest is None:
             self._digest = digest_of(self)
         return self._digest
@@ -258,38 +275,24 @@ class SAE:
         """(encoder rows [F, D], row table [F, 10] without edits) of every feature, for ops that need them all.
 
         The table is of ``dtype``, fp32 or fp64. So are the rows, but bf16 weights stay bf16 beside an fp32 table.
-        Made once and kept, shared by all copies of the SAE: row-major rows beside the weights as SAELens stores them.
+        Made once and kept, shared by all copies of the SAE.
         """
         if dtype not in self._tables:
             features = torch.arange(self.d_sae, device=self.device)
-            columns = weights.whole("W_enc", self.W_enc)
-            rows, bias = fold_encoder(self, columns.T, features)
-            self._tables[dtype] = self.activation.table(features, bias.to(dtype), self.d_sae)
+            rows, bias = whole_encoder(self, dtype)
             if dtype not in self._encoders:
-                changed = self.rescale_acts_by_decoder_norm or self.normalize == "layer_norm"
-                narrow = columns.dtype == torch.bfloat16 and dtype == torch.float32 and not changed
-                self._encoders[dtype] = (columns.T if narrow else rows.to(dtype)).contiguous()
+                self._encoders[dtype] = rows.contiguous()
+            self._tables[dtype] = self.activation.table(features, bias, self.d_sae)
         return self._encoders[dtype], self._tables[dtype]
 
     def whole_decoder(self, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-        """(decoder rows [F, D], bias [D]) such that the reconstruction is f @ rows + bias; dtypes as in
-        ``whole_encoder``."""
+        """(rows [F, D_out], bias [D_out]) such that f @ rows + bias is decoded; dtypes as in ``whole_encoder``."""
         if dtype not in self._decoders:
-            rows = weights.whole("W_dec", self.W_dec)
-            narrow = rows.dtype == torch.bfloat16 and dtype == torch.float32 and not self.rescale_acts_by_decoder_norm
-            decoder = rows if narrow else fold_decoder(self, rows).to(dtype)
-            self._decoders[dtype] = decoder.contiguous(), self.b_dec.to(dtype)
-        return self._decoders[dtype]
+            self._decoders[dtype] = decoding.whole_decoder(self, dtype)
+        return self._decoders[dtype], self.b_dec.to(dtype)
 
-
-def _check_activation(activation: object, n_features: int) -> None:
-    if not isinstance(activation, Activation):
-        raise TypeError(f"SAE: activation should be ss.ReLU(), ss.TopK(k), ..., got {activation!r}")
-    activation.check(n_features)
-
-
-def _check_last(method: str, name: str, tensor: Tensor, width: int) -> None:
-    if not tensor.is_floating_point():
-        raise TypeError(f"SAE.{method}: {name} should be a floating point tensor, got {tensor.dtype}")
-    if tensor.dim() == 0 or tensor.shape[-1] != width:
-        raise ValueError(f"SAE.{method}: {name} should have shape [..., {width}], got {list(tensor.shape)}")
+    def whole_skip(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """[D, D_out] such that x @ it is what the skip connection passes on; only where there is one."""
+        if dtype not in self._skips:
+            self._skips[dtype] = decoding.whole_skip(self, dtype)
+        return self._skips[dtype]

@@ -11,12 +11,13 @@ from torch import nn
 
 from sparsesteer.activations import ReLU
 from sparsesteer.edits import Edit
-from sparsesteer.model_sites import ModelSites, Place
+from sparsesteer.model_sites import CallSource, ModelSites, SiteName
+from sparsesteer.places import Place
 from sparsesteer.plans import SteeringPlan
 from sparsesteer.sae import SAE
+from sparsesteer.site import Site
 
 Features = Iterable[int] | Edit | SteeringPlan
-SiteName = int | str
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class WatchedSite:
 
 def site_name(site: SiteName) -> str:
     """A site as recordings name it: a block's number is the residual after it."""
-    return f"blocks.{site}.hook_resid_post" if isinstance(site, int) and not isinstance(site, bool) else str(site)
+    if isinstance(site, int) and not isinstance(site, bool):
+        return f"blocks.{site}.hook_resid_post"
+    return str(site.hook_name if isinstance(site, Site) else site)
 
 
 @contextmanager
@@ -59,8 +62,8 @@ def named_record() -> Iterator[None]:
         raise type(error)(str(error).replace("steer: ", "record: ", 1)) from error
 
 
-def watched_sites(model: nn.Module, sae: Any, features: Any) -> tuple[nn.Module, list[WatchedSite]]:
-    """(the module whose calls show the tokens, the sites that ``record`` reads).
+def watched_sites(model: nn.Module, sae: Any, features: Any) -> tuple[CallSource, list[WatchedSite]]:
+    """(the modules whose calls show the tokens, the sites that ``record`` reads).
 
     Raises:
         TypeError, ValueError: arguments that do not fit each other or the model.
@@ -68,10 +71,10 @@ def watched_sites(model: nn.Module, sae: Any, features: Any) -> tuple[nn.Module,
     with named_record():
         sites = ModelSites.of(model)
         found = [_watched_site(sites, *each) for each in _by_site(sae, features)]
-    readers = {sites.reader_of(site.place) for site in found}
-    if len(readers) > 1:
+    sources = {sites.source_of(site.place) for site in found}
+    if len(sources) > 1:
         raise ValueError("record: these sites read different tokens (an encoder's and a decoder's); record one of them")
-    return readers.pop(), found
+    return sources.pop(), found
 
 
 def order_of(sites: Sequence[WatchedSite]) -> list[int] | None:

@@ -10,9 +10,10 @@ from sparsesteer.storage import StoredTensor
 Matrix = Tensor | StoredTensor
 
 
-def check_matrices(W_enc: Matrix, W_dec: Matrix) -> None:
-    """Raise unless W_enc is a floating point [D, F] and W_dec a floating point [F, D]."""
-    for name, matrix in (("W_enc", W_enc), ("W_dec", W_dec)):
+def check_matrices(W_enc: Matrix, W_dec: Matrix, W_skip: Matrix | None = None) -> None:
+    """Raise unless W_enc is a floating point [D, F], W_dec a floating point [F, D_out], W_skip [D_out, D] or None."""
+    matrices = {"W_enc": W_enc, "W_dec": W_dec} | ({} if W_skip is None else {"W_skip": W_skip})
+    for name, matrix in matrices.items():
         if not isinstance(matrix, Matrix):
             raise TypeError(f"SAE: {name} should be a tensor, got {type(matrix).__name__}")
         if len(matrix.shape) != 2 or 0 in matrix.shape:
@@ -20,21 +21,29 @@ def check_matrices(W_enc: Matrix, W_dec: Matrix) -> None:
         check_floating(name, matrix)
         if isinstance(matrix, Tensor):
             check_finite(name, matrix)
-    if tuple(W_dec.shape) != (W_enc.shape[1], W_enc.shape[0]):
+        if device_of(matrix) != device_of(W_enc):
+            raise ValueError(f"SAE: W_enc is on {device_of(W_enc)}, {name} on {device_of(matrix)}; move one of them")
+    if W_dec.shape[0] != W_enc.shape[1]:
         raise ValueError(
             f"SAE: W_enc is [D, F] and W_dec is [F, D]; got {list(W_enc.shape)} and {list(W_dec.shape)}, "
             "which disagree (is one of them transposed?)"
         )
-    if device_of(W_enc) != device_of(W_dec):
-        raise ValueError(f"SAE: W_enc is on {device_of(W_enc)}, W_dec on {device_of(W_dec)}; move one of them")
+    if W_skip is not None and tuple(W_skip.shape) != (W_dec.shape[1], W_enc.shape[0]):
+        raise ValueError(
+            f"SAE: W_skip should have shape {[W_dec.shape[1], W_enc.shape[0]]}, from D to D_out, "
+            f"got {list(W_skip.shape)}"
+        )
 
 
-def check_vector(name: str, vector: Tensor, length: int) -> None:
-    """Raise unless ``vector`` is a finite floating point [length]."""
-    if tuple(vector.shape) != (length,):
-        raise ValueError(f"SAE: {name} should have shape [{length}], got {list(vector.shape)}")
-    check_floating(name, vector)
-    check_finite(name, vector)
+def vector(name: str, given: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """A finite floating point [length] without autograd's interest in it, zeros if none is given; raises otherwise."""
+    if given is None:
+        return torch.zeros(length, device=device)
+    if tuple(given.shape) != (length,):
+        raise ValueError(f"SAE: {name} should have shape [{length}], got {list(given.shape)}")
+    check_floating(name, given)
+    check_finite(name, given)
+    return given.detach().to(device)
 
 
 def check_floating(name: str, tensor: Matrix) -> None:
@@ -55,11 +64,18 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def check_finite_rows(name: str, rows: Tensor, features: Tensor) -> None:
+def check_finite_rows(name: str, matrix: Matrix, rows: Tensor, features: Tensor) -> None:
     """Raise ValueError, naming the feature, if a row read for one of ``features`` [M] has NaN or infinite values."""
     bad = features.to(rows.device)[~torch.isfinite(rows).all(-1)]
     if len(bad):
-        raise ValueError(f"SAE: {name} has NaN or infinite values at feature {int(bad[0])}; the file may be damaged")
+        raise ValueError(
+            f"SAE: {_in_file(name, matrix)} has NaN or infinite values at feature {int(bad[0])}; "
+            "the file may be damaged"
+        )
+
+
+def _in_file(name: str, matrix: Matrix) -> str:
+    return name if isinstance(matrix, Tensor) else f"{name} of {matrix.path}"
 
 
 def device_of(matrix: Matrix) -> torch.device:
@@ -77,8 +93,13 @@ def whole(name: str, matrix: Matrix) -> Tensor:
     if isinstance(matrix, Tensor):
         return matrix
     loaded = matrix.load()
-    check_finite(name, loaded)
+    check_finite(_in_file(name, matrix), loaded)
     return loaded
+
+
+def scaled(matrix: Matrix, factor: float) -> Matrix:
+    """The matrix times a number, in fp32 at least; a stored one stays where it is."""
+    return at_least_fp32(matrix) * factor if isinstance(matrix, Tensor) else matrix.scaled(factor)
 
 
 def rows(matrix: Matrix, indices: Tensor) -> Tensor:

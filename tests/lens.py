@@ -5,6 +5,16 @@ from sae_lens.saes.gated_sae import GatedSAE, GatedSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from sae_lens.saes.transcoder import (
+    JumpReLUSkipTranscoder,
+    JumpReLUSkipTranscoderConfig,
+    JumpReLUTranscoder,
+    JumpReLUTranscoderConfig,
+    SkipTranscoder,
+    SkipTranscoderConfig,
+    Transcoder,
+    TranscoderConfig,
+)
 
 from sparsesteer import Edit
 
@@ -15,12 +25,18 @@ CLASSES = {
     "gated": (GatedSAE, GatedSAEConfig),
 }
 ARCHITECTURES = tuple(CLASSES)
+TRANSCODERS = {
+    "transcoder": (Transcoder, TranscoderConfig),
+    "skip_transcoder": (SkipTranscoder, SkipTranscoderConfig),
+    "jumprelu_transcoder": (JumpReLUTranscoder, JumpReLUTranscoderConfig),
+    "jumprelu_skip_transcoder": (JumpReLUSkipTranscoder, JumpReLUSkipTranscoderConfig),
+}
 NORMS = ("none", "layer_norm", "constant_norm_rescale")
 
 
 def lens_sae(architecture, d_in, d_sae, *, dtype="float64", seed=0, **config):
     """A sae_lens SAE of random weights, decoder rows of different norms."""
-    cls, config_class = CLASSES[architecture]
+    cls, config_class = (CLASSES | TRANSCODERS)[architecture]
     if architecture == "topk":
         config.setdefault("k", 5)
     sae = cls(config_class(d_in=d_in, d_sae=d_sae, dtype=dtype, device="cpu", **config))

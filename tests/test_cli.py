@@ -155,7 +155,7 @@ def test_steer_reports_user_errors_in_one_line(tiny, options, message):
 def test_bad_models_and_saes(tiny, tmp_path):
     edit = ("-e", "set:3=1")
     assert "no such folder" in error_of(*STEER, *edit, "-m", tiny[0], "-s", tmp_path / "nowhere")
-    assert "cfg.json is missing" in error_of(*STEER, *edit, "-m", tiny[0], "-s", tmp_path)
+    assert "is not a known SAE: the folder holds nothing" in error_of(*STEER, *edit, "-m", tiny[0], "-s", tmp_path)
     assert "no such folder" in error_of(*STEER, *edit, "-m", tmp_path / "nowhere", "-s", tiny[1])
     assert "no such file" in error_of(*STEER, *edit, "-m", tmp_path / "nothing.gguf", "-s", tiny[1])
     assert "--sae" in error_of(*STEER, *edit, "-m", tiny[0])

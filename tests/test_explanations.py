@@ -143,7 +143,9 @@ def test_an_sae_finds_the_file_beside_it(tmp_path):
     assert SAE.load_from_disk(tmp_path).explanations is None
     e = explanations([*LISTS, *([[]] * (N_FEATURES - len(LISTS)))])
     e.save(tmp_path / FILE_NAME)
-    assert_same(SAE.load_from_disk(tmp_path).explanations, e)
+    sae = SAE.load_from_disk(tmp_path)
+    assert_same(sae.explanations, e)
+    assert_same(SAE.load_from_disk(sae.save(tmp_path / "again")).explanations, e)
     explanations().save(tmp_path / FILE_NAME)
     with pytest.raises(ValueError, match=f"explains 5 features, but the SAE beside it has {N_FEATURES}"):
         SAE.load_from_disk(tmp_path)

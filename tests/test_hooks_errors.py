@@ -1,8 +1,12 @@
 """Bad input to ``ss.steer``: what was expected, what came, the way out."""
 
+from dataclasses import replace
+
+import families
 import models
 import pytest
 import torch
+import transformers
 from models import WIDTH, plan, prompts
 from torch import nn
 
@@ -23,7 +27,11 @@ def llama():
         (-1, r"no block -1; it has blocks 0 to 2"),
         ("blocks.7.hook_resid_post", "no block 7"),
         ("model.layers.9", r"no place 'model.layers.9'; it has blocks 0 to 2.* close module paths are 'model.layers"),
-        ("blocks.1.hook_mlp_out", "no place 'blocks.1.hook_mlp_out'"),
+        (
+            "blocks.1.hook_q_input",
+            "no place 'blocks.1.hook_q_input'.*inside its blocks it has .*attn.hook_z.*hook_mlp_out",
+        ),
+        ("model.layers.1.sideways", "no place 'model.layers.1.sideways'"),
         ("transformer.h.1", "LlamaForCausalLM has no place 'transformer.h.1'"),
         ("mlp", "no place 'mlp'"),
     ],
@@ -38,10 +46,33 @@ def test_a_plan_without_a_site(llama):
         ss.steer(llama, plan())
 
 
-def test_a_transcoder(llama):
-    site = ss.Site(None, "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post")
-    with pytest.raises(ValueError, match="reads at blocks.1.hook_resid_pre and writes at"):
-        ss.steer(llama, {site: plan()})
+def test_a_transcoder_at_one_place(llama):
+    edit = replace(plan(), decoder=torch.randn(3, 20), delta_bias=None)
+    with pytest.raises(ValueError, match=r"reads 32 and writes 20 numbers a token, which no one place has; .*ss.Site"):
+        ss.steer(llama, {1: edit})
+
+
+def test_a_transcoder_whose_places_are_in_the_wrong_order(llama):
+    site = ss.Site(None, "blocks.2.hook_resid_pre", "blocks.1.hook_mlp_out")
+    with (
+        pytest.raises(RuntimeError, match="writes at model.layers.1.mlp before its place of reading, model.layers.2"),
+        ss.steer(llama, {site: plan()}),
+    ):
+        llama(prompts())
+
+
+def test_hook_points_of_a_family_that_is_not_known():
+    model = models.Toy()
+    model.config.model_type = "toy"
+    with pytest.raises(ValueError, match="no place 'blocks.1.hook_mlp_out'.*hook points of toy are not known"):
+        ss.steer(model, {"blocks.1.hook_mlp_out": plan()})
+
+
+@pytest.mark.parametrize("point", ["hook_resid_mid", "hook_mlp_in", "ln2.hook_normalized"])
+def test_points_that_parallel_blocks_lack(point):
+    model = families.build("phi")
+    with pytest.raises(ValueError, match=f"no place 'blocks.1.{point}'.*inside its blocks it has .*mlp.hook_in"):
+        ss.steer(model, {f"blocks.1.{point}": plan()})
 
 
 def test_a_plan_of_another_width(llama):
@@ -80,6 +111,17 @@ def test_a_model_whose_blocks_cannot_be_told():
     model = nn.ModuleDict({name: nn.ModuleList([nn.Linear(4, 4)] * 2) for name in ("encoder", "decoder")})
     with pytest.raises(ValueError, match="no list of blocks.*name a module's path instead of block 0"):
         ss.steer(model, {0: plan()})
+
+
+def test_a_model_with_an_encoder_and_a_decoder():
+    config = transformers.T5Config(
+        d_model=WIDTH, d_ff=48, num_layers=2, num_heads=4, d_kv=8, vocab_size=61, decoder_start_token_id=0
+    )
+    model = transformers.T5ForConditionalGeneration(config)
+    with pytest.raises(ValueError, match="no list of blocks.*name a module's path instead of block 0"):
+        ss.steer(model, {0: plan()})
+    with ss.steer(model, {"decoder.block.0": plan()}, positions="last_prompt"):
+        model(input_ids=prompts(2, 5), decoder_input_ids=prompts(2, 3))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +205,9 @@ def test_a_block_called_outside_its_model(llama):
 
 def test_a_place_that_returns_no_tensor(llama):
     with (
-        pytest.raises(TypeError, match="model returns BaseModelOutputWithPast; the place of a plan should return"),
+        pytest.raises(
+            TypeError, match="model returns BaseModelOutputWithPast; what is steered or recorded"
+        ),
         ss.steer(llama, {"model": plan()}),
     ):
         llama(prompts())

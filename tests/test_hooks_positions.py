@@ -55,7 +55,8 @@ def endless(model):
 
 
 def site_module(model):
-    return next(m for path, m in model.named_modules() if path in [f"{b}.{SITE}" for b in models.BLOCKS.values()])
+    paths = [f"{blocks}.{SITE}" for blocks in (*models.BLOCKS.values(), "backbone.layers")]
+    return next(module for path, module in model.named_modules() if path in paths)
 
 
 def rows():
@@ -201,6 +202,27 @@ def test_a_cache_fed_by_hand(llama, case):
         got = [llama(prompt, past_key_values=cache).logits[0, -1]]
         got += [llama(token[None, None], past_key_values=cache).logits[0, -1] for token in tokens[:-1]]
     torch.testing.assert_close(torch.stack(got), logits, atol=2e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", CASES)
+def test_right_padded_prompts_go_on_in_a_cache(llama, case):
+    """Tokens behind the padding, as a loop of one's own feeds them."""
+    positions, rule = CASES[case]
+    ids, mask = padded("right")
+    by_hand = [generate_by_hand(llama, row, lambda p, n, token: rule(p, n)) for row in rows()]
+    cache, places = DynamicCache(), mask.cumsum(1) - 1
+    with ss.steer(llama, {SITE: plan()}, positions=positions):
+        logits = llama(ids, attention_mask=mask, position_ids=places.clamp(min=0), past_key_values=cache).logits
+        got = [logits[torch.arange(2), mask.sum(1) - 1]]
+        for step in range(N_NEW - 1):
+            tokens = torch.stack([generated[step] for generated, _ in by_hand])[:, None]
+            mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            places = mask.cumsum(1)[:, -1:] - 1
+            call = dict(attention_mask=mask, position_ids=places, past_key_values=cache)
+            got.append(llama(tokens, **call).logits[:, -1])
+    expected = torch.stack([logits for _, logits in by_hand])
+    torch.testing.assert_close(torch.stack(got, dim=1), expected, atol=2e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from lens import ARCHITECTURES, NORMS, lens_sae
+from lens import ARCHITECTURES, NORMS, TRANSCODERS, lens_sae
 from safetensors.torch import load_file, save_file
 
 import sparsesteer as ss
@@ -76,6 +76,24 @@ def test_live_objects(architecture, norm):
     assert_equal_codes(sae, lens)
 
 
+@pytest.mark.parametrize("architecture", TRANSCODERS)
+def test_live_transcoders(architecture, tmp_path):
+    lens = lens_sae(architecture, D, F, dtype="float32", d_out=9, apply_b_dec_to_input=False)
+    lens.save_model(tmp_path)
+    sae = SAE.from_saelens(lens)
+    assert sae.transcoder and sae.d_out == 9 and (sae.W_skip is not None) == ("skip" in architecture)
+    assert sae.digest == SAE.load_from_disk(tmp_path).digest
+    h = torch.randn(4, D, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(sae.decode(sae.encode(h), like=h), lens(h))
+
+
+def test_a_live_object_that_is_not_whitened_yet_is_refused():
+    lens = lens_sae("standard", D, F, normalize_activations="covariance_whitening")
+    with pytest.raises(ValueError, match="use fold_activation_whitening first"):
+        SAE.from_saelens(lens)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_half_precision_files_are_computed_in_fp32(architecture, dtype, tmp_path):
@@ -131,16 +149,20 @@ def test_feature_statistics_beside_the_weights(tmp_path):
     with pytest.raises(ValueError, match="feature_maximum should have shape"):
         SAE.load_from_disk(folder)
     save_file({"minimum": torch.ones(F)}, folder / "feature_statistics.safetensors")
-    with pytest.raises(ValueError, match="maximum is missing, it holds minimum"):
+    with pytest.raises(ValueError, match="feature_statistics.safetensors: maximum is missing.*which hold minimum"):
         SAE.load_from_disk(folder)
 
 
 CONFIG_DAMAGE = {
     "d_in": (lambda c: c.update(d_in=12), r"d_in, d_sae = \(12, 37\), but W_enc has shape \[13, 37\]"),
     "d_sae": (lambda c: c.update(d_sae="37"), "but W_enc has shape"),
-    "transcoder": (lambda c: c.update(architecture="transcoder"), "'transcoder' is not supported; standard"),
+    "temporal": (lambda c: c.update(architecture="temporal"), "'temporal' is not supported; standard"),
+    "transcoder": (lambda c: c.update(architecture="transcoder"), "apply_b_dec_to_input=False"),
+    "heads": (lambda c: c.update(reshape_activations="heads"), "reshape_activations='heads' is not supported"),
+    "b_dec applied a little": (lambda c: c.update(apply_b_dec_to_input=1), "should be true or false, got 1"),
+    "hook as a number": (lambda c: c["metadata"].update(hook_name=3), "hook_name .* should be a text, got 3"),
     "architecture as a list": (lambda c: c.update(architecture=[1]), "not supported"),
-    "whitening": (lambda c: c.update(normalize_activations="covariance_whitening"), "fold a fitted normalisation"),
+    "whitening": (lambda c: c.update(normalize_activations="covariance_whitening"), "needs activation_whitening"),
     "norm as a list": (lambda c: c.update(normalize_activations=["none"]), "is not supported"),
     "gated weights missing": (lambda c: c.update(architecture="gated"), "b_gate is missing from the weights"),
     "threshold missing": (lambda c: c.update(architecture="jumprelu"), "threshold is missing from the weights"),
@@ -168,8 +190,8 @@ WEIGHT_DAMAGE = {
     "W_dec transposed": (lambda w: w.update(W_dec=w["W_dec"].T.contiguous()), "transposed"),
     "W_enc a number": (lambda w: w.update(W_enc=torch.tensor(1.0)), r"W_enc should be a matrix, got shape \[\]"),
     "W_enc of three": (lambda w: w.update(W_enc=torch.ones(13, 37, 1)), "W_enc should be a matrix"),
-    "b_enc a matrix": (lambda w: w.update(b_enc=torch.ones(37, 2)), "bias or threshold should be a floating point"),
-    "b_enc of integers": (lambda w: w.update(b_enc=torch.ones(37).int()), "floating point vector"),
+    "b_enc a matrix": (lambda w: w.update(b_enc=torch.ones(37, 2)), r"b_enc should be a vector, got shape \[37, 2\]"),
+    "b_enc of integers": (lambda w: w.update(b_enc=torch.ones(37).int()), "b_enc should be floating point"),
     "b_enc too short": (lambda w: w.update(b_enc=torch.ones(36)), "b_enc should have shape"),
     "NaN in b_dec": (lambda w: w["b_dec"].fill_(float("nan")), "b_dec has NaN"),
     "scaling": (lambda w: w.update(scaling_factor=torch.full((F,), 2.0)), "not all ones; fold it into W_dec"),
@@ -188,7 +210,7 @@ def test_damaged_weights_are_named(change, message, tmp_path):
 def test_integer_matrices_are_refused(name, tmp_path):
     folder, _ = saved(tmp_path / "sae")
     rewrite_weights(folder, lambda w: w.update({name: w[name].int()}))
-    with pytest.raises(TypeError, match=f"{name} should be floating point, got torch.int32"):
+    with pytest.raises(ValueError, match=f"sae_weights.safetensors: {name} should be floating point, got torch.int32"):
         SAE.load_from_disk(folder)
 
 
@@ -218,14 +240,14 @@ def test_a_pickle_in_place_of_the_weights_is_refused(tmp_path):
 
 
 def test_folders_that_are_no_sae(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
         SAE.load_from_disk(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="cfg.json is missing; supported is a SAELens folder"):
+    with pytest.raises(ValueError, match=r"the folder holds nothing; supported are: cfg.json and sae_weights"):
         SAE.load_from_disk(tmp_path)
     (tmp_path / "cfg.json").write_text("{}")
-    with pytest.raises(ValueError, match="sae_weights.safetensors is missing"):
+    with pytest.raises(ValueError, match=r"is not a known SAE: the folder holds cfg.json; supported are"):
         SAE.load_from_disk(tmp_path)
-    with pytest.raises(ValueError, match="not a known SAE"):
+    with pytest.raises(ValueError, match="is not a known SAE: the file is none of .safetensors, .npz, .pt, .pth"):
         SAE.load_from_disk(tmp_path / "cfg.json")
 
 

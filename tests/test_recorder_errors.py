@@ -57,7 +57,7 @@ def test_bad_input(llama, sae, call, error, message):
 
 @torch.no_grad()
 def test_a_place_that_returns_no_tensor(llama, sae):
-    with ss.record(llama, {"model": sae}, [3]), pytest.raises(TypeError, match="record: model returns BaseModelOutput"):
+    with ss.record(llama, {"model": sae}, [3]), pytest.raises(TypeError, match="model returns BaseModelOutput"):
         llama(prompts())
 
 

@@ -101,6 +101,13 @@ def test_a_threshold_of_infinity_silences_a_feature():
     assert (f[:, 3] == 0).all() and (f[:, 4] > 0).any()
 
 
+@pytest.mark.parametrize("threshold", [1e308, torch.tensor([1e308], dtype=torch.float64)[0], torch.full((F,), 1e30)])
+def test_a_threshold_that_nothing_reaches(threshold, tmp_path):
+    sae, h = SAE(**parts(), activation=ss.JumpReLU(threshold)), torch.randn(5, D) * 10
+    assert (sae.encode(h) == 0).all() and torch.equal(ss.ops.steer(h, sae.plan(Edit.ablate([3]))), h)
+    assert (SAE.load_from_disk(sae.save(tmp_path / "sae")).encode(h) == 0).all()
+
+
 PLAN_ERRORS = [
     (lambda sae: sae.plan(Edit.set({F: 1})), ValueError, "feature 20 is out of range, this SAE has 0 to 19"),
     (lambda sae: sae.plan({3: 1}), TypeError, r"takes an Edit, got dict; write Edit.set\(\{feature: value\}\)"),
@@ -206,9 +213,9 @@ def test_nan_in_a_stored_row_is_named_when_it_is_read(name, tmp_path):
     (given["W_enc"].T if name == "W_enc" else given["W_dec"])[4, 2] = float("nan")
     sae = SAE(**stored(given, tmp_path), activation=ss.TopK(3))
     sae.plan(Edit.set({3: 1}))
-    with pytest.raises(ValueError, match=f"{name} has NaN or infinite values at feature 4"):
+    with pytest.raises(ValueError, match=rf"{name} of \S+weights.safetensors has NaN or infinite values at feature 4"):
         sae.plan(Edit.set({3: 1, 4: 1}))
-    with pytest.raises(ValueError, match=f"{name} has NaN"):
+    with pytest.raises(ValueError, match=rf"{name} of \S+weights.safetensors has NaN"):
         sae.decode(sae.encode(torch.randn(2, D)))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,6 +35,25 @@ def test_rows_and_columns_equal_indexing(height, width, dtype, band_bytes, tmp_p
         assert torch.equal(stored.rows(rows), matrix[rows])
         assert torch.equal(stored.columns(columns), matrix[:, columns].T) and stored.columns(columns).is_contiguous()
     assert torch.equal(stored.load(), matrix)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("band_bytes", [1, 100, 1 << 20])
+@pytest.mark.parametrize("height, width, gap", [(13, 7, 0), (13, 7, 3), (1, 5, 0), (5, 1, 0), (5, 1, 2)])
+def test_transposed_scaled_and_with_gaps(height, width, gap, band_bytes, dtype, factor, tmp_path, monkeypatch):
+    """As torch would read the same strides; a factor gives fp32 at least."""
+    monkeypatch.setattr(storage, "BAND_BYTES", band_bytes)
+    whole, path = random_matrix(height, width + gap, dtype), tmp_path / "m.safetensors"
+    save_file({"m": whole}, path)
+    stored = replace(open_safetensors(path)["m"], shape=(height, width)).scaled(factor)
+    want = whole[:, :width] if factor == 1 else whole[:, :width].float() * factor
+    for matrix, torchs in ((stored, want), (stored.T, want.T)):
+        assert matrix.shape == tuple(torchs.shape) and matrix.dtype == torchs.dtype
+        assert torch.equal(matrix.load(), torchs)
+        for picked, along in ((matrix.rows, torchs), (matrix.columns, torchs.T)):
+            indices = torch.tensor([len(along) - 1, 0, 0])
+            assert torch.equal(picked(indices), along[indices]) and picked(indices).is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool])

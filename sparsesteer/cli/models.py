@@ -65,10 +65,10 @@ def _load(source: dict[str, str], dtype: torch.dtype | str) -> tuple["PreTrained
 
 
 def load_sae(name: str, model_name: str) -> SAE:
-    """An SAE from a folder, from "release:sae_id", or "demo": the one this package carries for smollm2.
+    """An SAE from a folder or file, from "release:sae_id", or "demo": the one this package carries for smollm2.
 
     Raises:
-        FileNotFoundError: no such folder.
+        FileNotFoundError: no such folder or file.
         ValueError: not an SAE, or the demonstration SAE with another model.
     """
     if name == DEMO:
@@ -76,8 +76,8 @@ def load_sae(name: str, model_name: str) -> SAE:
     if ":" in name and not Path(name).exists():
         release, _, sae_id = name.partition(":")
         return SAE.from_pretrained(release, sae_id)
-    if not Path(name).expanduser().is_dir():
-        raise FileNotFoundError(f'--sae: no such folder: {name}; give a folder, "release:sae_id", or "{DEMO}"')
+    if not Path(name).expanduser().exists():
+        raise FileNotFoundError(f'--sae: no such folder: {name}; give a folder, a file, "release:sae_id", or "{DEMO}"')
     return SAE.load_from_disk(Path(name).expanduser())
 
 

@@ -26,6 +26,16 @@ def check_read(op: str, h: Tensor, width: int, owner: str, device: torch.device)
         )
 
 
+def written_tensor(op: str, h: Tensor, into: Tensor | None, out_width: int) -> Tensor:
+    """``into``, or h where what is read is written."""
+    if into is None and h.shape[-1] != out_width:
+        raise ValueError(
+            f"{op}: what is read has width {h.shape[-1]}, what is written {out_width} (a transcoder); "
+            "give the tensor to write to: into=w"
+        )
+    return h if into is None else into
+
+
 def check_written(
     op: str, h: Tensor, out_width: int, into: Tensor, residual: Tensor | None, out: Tensor | None
 ) -> None:
@@ -56,6 +66,14 @@ def _check_out(op: str, out: Tensor, inputs: tuple[Tensor | None, ...]) -> None:
             span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
             if begin < last and first < begin + span * tensor.element_size() and tensor.numel():
                 raise ValueError(f"{op}: out overlaps an input in part; give the input itself or separate memory")
+
+
+def check_last(what: str, name: str, tensor: Tensor, width: int) -> None:
+    """``tensor`` must be a floating point [..., width]."""
+    if not tensor.is_floating_point():
+        raise TypeError(f"{what}: {name} should be a floating point tensor, got {tensor.dtype}")
+    if tensor.dim() == 0 or tensor.shape[-1] != width:
+        raise ValueError(f"{what}: {name} should have shape [..., {width}], got {list(tensor.shape)}")
 
 
 def split_strength(op: str, strength: float | Tensor, h: Tensor) -> tuple[Tensor | None, float]:

@@ -86,14 +86,15 @@ def decode(
     like: Tensor | None = None,  # [..., D]
     backend: str = "auto",
 ) -> Tensor:
-    """Reconstruction [..., D] of sparse codes, in the dtype of their values.
+    """Reconstruction [..., D_out] of sparse codes, in the dtype of their values.
 
     Args:
-        like: the tensor that was encoded, whose mean and scale a normalising SAE gives back.
+        like: the tensor that was encoded, whose mean and scale a normalising SAE gives back, and which a skip
+            connection passes on.
 
     Raises:
-        ValueError: codes whose parts do not fit each other or lie on another device than the SAE; a normalising SAE
-            without ``like``.
+        ValueError: codes whose parts do not fit each other or lie on another device than the SAE; a normalising SAE,
+            or one with a skip connection, without ``like``.
         TypeError: indices that are not int32, values that are not fp32 or fp64.
     """
     values, indices = codes.values, codes.indices
@@ -108,4 +109,4 @@ def decode(
         raise ValueError(f"decode: the SAE is on {sae.device}, codes on {values.device} and {indices.device}; move one")
     decoder, bias = sae.whole_decoder(values.dtype)
     out = call("decode", (flatten(values), flatten(indices), decoder, bias), backend)
-    return sae.denormalize(out.view(*values.shape[:-1], decoder.shape[1]), like)
+    return sae.completed(out.view(*values.shape[:-1], decoder.shape[1]), like)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sparsesteer import reference
-from sparsesteer.ops.border import check_no_gradient, check_read, check_written, flatten, split_strength
+from sparsesteer.ops.border import check_no_gradient, check_read, check_written, flatten, split_strength, written_tensor
 from sparsesteer.ops.call import call
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def steer_slots(
         ValueError, TypeError: shapes, dtypes or devices that do not fit, with what came and what was expected.
         RuntimeError: ``out`` while a gradient is being recorded; a named backend that cannot run.
     """
-    into = h if into is None else into
     check_read("steer_slots", h, bank.encoder.shape[1], "bank", bank.device)
+    into = written_tensor("steer_slots", h, into, bank.decoder.shape[1])
     check_written("steer_slots", h, bank.decoder.shape[1], into, residual, out)
     if slot.dtype != torch.int32:
         raise TypeError(f"steer_slots: slot should be int32, got {slot.dtype}; convert it with slot.int()")

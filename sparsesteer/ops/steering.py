@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from sparsesteer import _native, reference
-from sparsesteer._layout import Column
-from sparsesteer.ops.border import check_no_gradient, check_read, check_written, flatten, split_strength
+from sparsesteer._layout import Column, InputNorm
+from sparsesteer.ops.border import check_no_gradient, check_read, check_written, flatten, split_strength, written_tensor
 from sparsesteer.ops.call import call
 
 if TYPE_CHECKING:
     from sparsesteer.plans import SteeringPlan
+    from sparsesteer.sae import SAE
 
 _steer_eager = getattr(_native.extension, "steer_eager", None)
 
@@ -50,8 +51,8 @@ def steer(
             )  # fmt: skip
             if result is not None:
                 return result
-    into = h if into is None else into
     check_read("steer", h, plan.encoder.shape[1], "plan's SAE", plan.device)
+    into = written_tensor("steer", h, into, plan.decoder.shape[1])
     check_written("steer", h, plan.decoder.shape[1], into, residual, out)
     amount = split_strength("steer", strength, h)
     if plan.rows.dtype != reference.compute_dtype(h):
@@ -60,8 +61,7 @@ def steer(
     if plan.needs_sae:
         if out is not None:
             check_no_gradient("steer", (*target, amount[0]))
-        op, arguments = _whole_sae_call(target, plan, amount)
-        result = call(op, arguments, backend).view(into.shape)
+        result = _whole_sae_call(target, plan, amount, backend).view(into.shape)
         return result if out is None else out.copy_(result)
     arguments = (
         *target, plan.encoder, plan.decoder, plan.rows, plan.delta_bias, *amount,
@@ -74,18 +74,45 @@ def steer(
     return out
 
 
-def _whole_sae_call(target: tuple, plan: "SteeringPlan", amount: tuple) -> tuple[str, tuple]:
-    """(op, its arguments) of a TopK or reconstruct plan: every feature of the SAE takes part."""
-    if plan.sae is None:
+def _whole_sae_call(target: tuple, plan: "SteeringPlan", amount: tuple, backend: str) -> Tensor:
+    """The result [N, D_out] of a TopK or reconstruct plan: every feature of the SAE takes part."""
+    sae = plan.sae
+    if sae is None:
         raise ValueError("steer: this plan needs its SAE; load it with SteeringPlan.load(path, sae=sae)")
-    encoder, table = plan.sae.whole_encoder(plan.rows.dtype)
-    if plan.reconstruct:
-        decoder, bias = plan.sae.whole_decoder(plan.rows.dtype)
-        return "steer_reconstruct", (
-            *target, encoder, table, plan.k, plan.features, plan.rows, decoder, plan.reconstruction_bias(bias),
-            *amount, int(plan.input_norm), plan.preserve_norm,
+    encoder, table = sae.whole_encoder(plan.rows.dtype)
+    if not plan.reconstruct:
+        arguments = (
+            *target, encoder, table[:, Column.BIAS], plan.features, plan.k, plan.decoder, plan.rows, plan.delta_bias,
+            *amount, int(plan.input_norm), int(plan.scale_rule), plan.gap, plan.preserve_norm,
         )  # fmt: skip
-    return "steer_topk", (
-        *target, encoder, table[:, Column.BIAS], plan.features, plan.k, plan.decoder, plan.rows, plan.delta_bias,
-        *amount, int(plan.input_norm), int(plan.scale_rule), plan.gap, plan.preserve_norm,
-    )  # fmt: skip
+        return call("steer_topk", arguments, backend)
+    decoder, bias = sae.whole_decoder(plan.rows.dtype)
+    weights = encoder, table, plan.k, plan.features, plan.rows, decoder, plan.reconstruction_bias(bias)
+    normed = plan.input_norm != InputNorm.NONE
+    if sae.W_skip is not None or (sae.transcoder and normed):
+        return _reconstructed_beside_the_op(target, plan, sae, weights, amount, backend)
+    return call("steer_reconstruct", (*target, *weights, *amount, int(plan.input_norm), plan.preserve_norm), backend)
+
+
+def _reconstructed_beside_the_op(
+    target: tuple, plan: "SteeringPlan", sae: "SAE", weights: tuple, amount: tuple, backend: str
+) -> Tensor:
+    """A reconstruct plan with what the op does not know: skip connections, and norms that are not undone.
+
+    The op makes the reconstruction alone, written to zeros at strength 1; the rest is plain torch around it.
+    """
+    h, into, residual = target
+    token_strength, strength = amount
+    x = reference.read_input(h, residual)
+    norm, encoded = plan.input_norm, x
+    if sae.transcoder:  # encoder rows are centred already where the norm centres
+        encoded, norm = x * reference.input_scale(x, norm), InputNorm.NONE
+    out = call(
+        "steer_reconstruct",
+        (encoded, x.new_zeros(len(x), sae.d_out), None, *weights, None, 1.0, int(norm), False),
+        backend,
+    )
+    if sae.W_skip is not None:
+        out = out + x @ sae.whole_skip(x.dtype)
+    touched = torch.ones_like(out[:, :1], dtype=torch.bool)
+    return reference.write_change(into, out - into.to(out.dtype), touched, token_strength, strength, plan.preserve_norm)
