@@ -27,8 +27,8 @@ class SteerTiling(NamedTuple):
 
     @property
     def options(self) -> dict[str, int]:
-        """What the compiler is told."""
-        return {"num_warps": self.warps, "maxnreg": MAX_REGISTERS}
+        """What the compiler is told. Eight warps fill a multiprocessor alone, with all the registers that there are."""
+        return {"num_warps": self.warps, "maxnreg": 255 if self.warps == 8 else MAX_REGISTERS}
 
 
 def steer_tiling(n: int, m: int, width: int, out_width: int) -> SteerTiling:
