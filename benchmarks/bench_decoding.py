@@ -20,7 +20,7 @@ import sparsesteer as ss
 from sparsesteer.benchmarks import competitors, machine, report, timing
 from sparsesteer.benchmarks.gate import WrongResult
 from sparsesteer.benchmarks.weights import VALUE, Weights
-from sparsesteer.model_sites import ModelSites
+from sparsesteer.model.sites import ModelSites
 from sparsesteer.plans import SteeringPlan
 
 LAYER, N_EDITED = 16, 64

@@ -3,16 +3,15 @@
 from sparsesteer import ops
 from sparsesteer.activations import Gated, Identity, JumpReLU, ReLU, Slots, TopK
 from sparsesteer.bank import Bank
-from sparsesteer.chat_templates import template_tokens
-from sparsesteer.control_vectors import save_gguf
 from sparsesteer.edits import Edit
 from sparsesteer.explanations import Explanations
 from sparsesteer.hooks import steer
+from sparsesteer.model.chat_templates import template_tokens
 from sparsesteer.neuronpedia import NeuronpediaFeature
 from sparsesteer.ops import SparseCodes
 from sparsesteer.plans import SteeringPlan
-from sparsesteer.recorder import record
-from sparsesteer.recording import Recording
+from sparsesteer.plans.control_vectors import save_gguf
+from sparsesteer.recording import Recording, record
 from sparsesteer.sae import SAE
 from sparsesteer.site import Site
 from sparsesteer.specs import SaeReference, Spec, load_spec

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from sparsesteer.files import write_whole
 from sparsesteer.storage import parse_json
-from sparsesteer.writing import write_whole
 
 MOST_BYTES = 4 << 20  # a spec of a hundred thousand features is smaller
 JSON_SUFFIX = ".json"

@@ -2,7 +2,6 @@
 
 import difflib
 import functools
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from sparsesteer.storage import parse_json
-from sparsesteer.writing import write_whole
+from sparsesteer.files import DescribedTensors
 
 FILE_NAME = "explanations.safetensors"
-FORMAT_VERSION = 1
+_FILE = DescribedTensors("sparsesteer.explanations", "a file of explanations", "Explanations.save(path)", version=1)
 _SHOWN = 8
 
 
@@ -198,30 +194,18 @@ class Explanations:
             "starts": self.starts.int(),
         }
         description = {
-            "version": FORMAT_VERSION,
             "method": self.method,
             "method_version": self.method_version,
             "model": self.model,
             "about": self.about,
             "details": self.details,
         }
-        header = {"sparsesteer.explanations": json.dumps(description, sort_keys=True)}
-        return write_whole(path, save(tensors, metadata=header))
+        return _FILE.save(path, description, tensors)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Explanations":
         """Read a file of ``save``. Raises ValueError for anything else, FileNotFoundError if there is none."""
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                text = (file.metadata() or {}).get("sparsesteer.explanations")
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-        if text is None:
-            raise ValueError(f"{path} holds no explanations; Explanations.save writes them")
-        description = parse_json(text, f"the description in {path}")
-        if description.pop("version", None) != FORMAT_VERSION:
-            raise ValueError(f"{path} holds explanations of another version, this sparsesteer reads {FORMAT_VERSION}")
+        description, tensors = _FILE.load(path)
         try:
             joined = bytes(tensors["vocabulary"].numpy()).decode()
             vocabulary = tuple(joined.split("\n")) if joined else ()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsesteer.model_sites import ModelSites
+from sparsesteer.model.sites import ModelSites
 from sparsesteer.site import Site
 
 _LONGEST_CHARACTER = 4  # bytes, and so tokens, of one character

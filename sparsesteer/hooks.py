@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsesteer import running_calls
-from sparsesteer.call_hooks import after_calls, before_calls, drop_compiled_code, note_arguments
-from sparsesteer.checkpointing import followed_checkpoints
-from sparsesteer.forward_calls import CallReader, ForwardCall
-from sparsesteer.model_sites import CallSource, ModelSites, SiteName
-from sparsesteer.places import Place, argument_names
+from sparsesteer.model import running_calls
+from sparsesteer.model.call_hooks import after_calls, before_calls, drop_compiled_code, note_arguments
+from sparsesteer.model.checkpointing import followed_checkpoints
+from sparsesteer.model.forward_calls import CallReader, ForwardCall
+from sparsesteer.model.places import Place, argument_names
+from sparsesteer.model.positions import Positions, check_strength, every_token, exclusion, selector, token_strengths
+from sparsesteer.model.running_calls import RunningCall
+from sparsesteer.model.sites import CallSource, ModelSites, SiteName
 from sparsesteer.plans import SteeringPlan
-from sparsesteer.positions import Positions, check_strength, every_token, exclusion, selector, token_strengths
-from sparsesteer.running_calls import RunningCall
 from sparsesteer.site_edits import SiteEdit
 
 # keys are SiteNames; Any, because a Mapping of SiteName would not take a dict[int, ...]

@@ -5,10 +5,11 @@ from contextlib import ExitStack
 
 from torch import Tensor
 
-from sparsesteer import ops, running_calls
-from sparsesteer.places import Place
+from sparsesteer import ops
+from sparsesteer.model import running_calls
+from sparsesteer.model.places import Place
+from sparsesteer.model.running_calls import RunningCall
 from sparsesteer.plans import SteeringPlan
-from sparsesteer.running_calls import RunningCall
 
 
 class SiteEdit:

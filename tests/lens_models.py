@@ -5,8 +5,8 @@ import torch
 from families import N_LAYERS, VOCABULARY, WIDTH, build
 
 import sparsesteer as ss
-from sparsesteer.hook_points import FAMILIES, family
-from sparsesteer.model_sites import ModelSites
+from sparsesteer.model.hook_points import FAMILIES, family
+from sparsesteer.model.sites import ModelSites
 
 lens = pytest.importorskip("transformer_lens", reason="transformer-lens, a part of the extra 'lens', is not installed")
 builder = pytest.importorskip("transformer_lens.model_bridge.sources._bridge_builder")

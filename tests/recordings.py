@@ -2,8 +2,8 @@
 
 import torch
 
-from sparsesteer.recording import Entries, Recording
-from sparsesteer.watched import WatchedFeature
+from sparsesteer.recording.recording import Entries, Recording
+from sparsesteer.recording.watched import WatchedFeature
 
 SITE = "blocks.1.hook_resid_post"
 

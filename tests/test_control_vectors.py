@@ -10,7 +10,7 @@ from small_sae import D, hidden, make_sae
 
 import sparsesteer as ss
 from sparsesteer import Edit, Site
-from sparsesteer.control_vectors import layer_of
+from sparsesteer.plans.control_vectors import layer_of
 
 ADD = Edit.add({7: 0.5, 9: -4})
 

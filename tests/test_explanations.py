@@ -94,7 +94,7 @@ def test_lists_that_are_refused(lists, message):
 
 
 DAMAGE = {
-    "newer version": (lambda t, d: d.update(version=2), "of another version"),
+    "newer version": (lambda t, d: d.update(version=2), "explanations of version 2, this sparsesteer reads 1"),
     "unknown name": (lambda t, d: d.update(colour="red"), "colour"),
     "method of numbers": (lambda t, d: d.update(method=3), "method should be text"),
     "no scores": (lambda t, d: t.pop("scores"), "scores"),
@@ -129,7 +129,7 @@ def test_foreign_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError):
         Explanations.load(path)
     save_file({"words": torch.ones(1)}, path)
-    with pytest.raises(ValueError, match="holds no explanations"):
+    with pytest.raises(ValueError, match="not a file of explanations"):
         Explanations.load(path)
     whole = explanations().save(path).read_bytes()
     for length in range(0, len(whole), 5):

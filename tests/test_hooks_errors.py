@@ -205,9 +205,7 @@ def test_a_block_called_outside_its_model(llama):
 
 def test_a_place_that_returns_no_tensor(llama):
     with (
-        pytest.raises(
-            TypeError, match="model returns BaseModelOutputWithPast; what is steered or recorded"
-        ),
+        pytest.raises(TypeError, match="model returns BaseModelOutputWithPast; what is steered or recorded"),
         ss.steer(llama, {"model": plan()}),
     ):
         llama(prompts())

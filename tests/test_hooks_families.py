@@ -12,8 +12,8 @@ from models import prompts
 from transformers import DynamicCache
 
 import sparsesteer as ss
-from sparsesteer.hook_points import FAMILIES, family
-from sparsesteer.model_sites import ModelSites
+from sparsesteer.model.hook_points import FAMILIES, family
+from sparsesteer.model.sites import ModelSites
 from sparsesteer.reference import activate, edit_deltas
 
 pytestmark = pytest.mark.usefixtures("one_thread")

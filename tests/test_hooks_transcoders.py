@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import DynamicCache
 
 import sparsesteer as ss
-from sparsesteer.model_sites import ModelSites
+from sparsesteer.model.sites import ModelSites
 from sparsesteer.reference import activate, edit_deltas
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,8 +8,8 @@ from recordings import SITE, recording
 from safetensors.torch import save_file
 
 import sparsesteer as ss
-from sparsesteer.recording import Entries, Recording
-from sparsesteer.watched import WatchedFeature
+from sparsesteer.recording.recording import Entries, Recording
+from sparsesteer.recording.watched import WatchedFeature
 
 
 def entries(n, start=0, m=1, number=0):

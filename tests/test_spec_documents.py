@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sparsesteer.specs import SCHEMA_FILE, parse_spec
+from sparsesteer.specs.spec import SCHEMA_FILE, parse_spec
 
 GOOD = {
     "least": {"edits": []},

@@ -14,7 +14,7 @@ from tiny_model import write_sae
 
 import sparsesteer as ss
 from sparsesteer import SAE, Edit, Spec, load_spec
-from sparsesteer.specs import SCHEMA_FILE, SaeReference, parse_spec
+from sparsesteer.specs.spec import SCHEMA_FILE, SaeReference, parse_spec
 
 FULL = """
 version: 1

@@ -9,8 +9,8 @@ import pytest
 import torch
 from recordings import recording
 
-from sparsesteer.recording import Entries, Recording
-from sparsesteer.watched import WatchedFeature
+from sparsesteer.recording.recording import Entries, Recording
+from sparsesteer.recording.watched import WatchedFeature
 
 HOSTILE = (
     "<script>window.broken = 1</script>",

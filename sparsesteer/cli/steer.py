@@ -27,9 +27,9 @@ from sparsesteer.cli.border import (
 from sparsesteer.cli.edit_grammar import parse_edits
 from sparsesteer.cli.models import DEMO, SMOLLM2, load_model, load_sae
 from sparsesteer.generation import as_text, encode_prompt, generate
+from sparsesteer.model.positions import NAMES as POSITIONS
+from sparsesteer.model.positions import Positions
 from sparsesteer.naming import resolved
-from sparsesteer.positions import NAMES as POSITIONS
-from sparsesteer.positions import Positions
 from sparsesteer.sae import SAE
 from sparsesteer.specs import SaeReference, Spec, load_spec
 

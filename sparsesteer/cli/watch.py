@@ -27,9 +27,8 @@ from sparsesteer.cli.edit_grammar import parse_edits
 from sparsesteer.cli.models import DEMO, SMOLLM2, load_model, load_sae
 from sparsesteer.cli.steer import without_first
 from sparsesteer.generation import encode_prompt, generate
-from sparsesteer.recorder import record
-from sparsesteer.recording import Recording
-from sparsesteer.recording_files import finite
+from sparsesteer.recording import Recording, record
+from sparsesteer.recording.files import finite
 
 
 @one_line_errors

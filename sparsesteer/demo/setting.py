@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsesteer.generation import as_text, encode_prompt, generate, hidden_states_at
-from sparsesteer.model_sites import ModelSites
+from sparsesteer.model.sites import ModelSites
 from sparsesteer.sae import SAE
 from sparsesteer.storage import open_safetensors
 

@@ -17,11 +17,17 @@ _FEW_TOKENS, _FIRST_WIDTH_FEW, _FIRST_WIDTH = 256, 4096, 512
 
 
 class SparseCodes(NamedTuple):
-    """The active features of every token, by falling activation; equal ones by rising index."""
+    """The active features of every token, by falling activation; equal ones by rising index.
 
-    values: Tensor  # [..., K], 0 where padded; fp64 for fp64 input, else fp32
-    indices: Tensor  # int32 [..., K], -1 where padded
-    counts: Tensor  # int32 [...], active features of each token; above K where only the K largest had room
+    Attributes:
+        values: [..., K], 0 where padded; fp64 for fp64 input, else fp32.
+        indices: int32 [..., K], -1 where padded.
+        counts: int32 [...], active features of each token; above K where only the K largest had room.
+    """
+
+    values: Tensor
+    indices: Tensor
+    counts: Tensor
 
     def to_dense(self, d_sae: int) -> Tensor:
         """Activations [..., F] of all ``d_sae`` features."""

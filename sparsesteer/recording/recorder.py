@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsesteer import ops, running_calls
-from sparsesteer.call_hooks import after_calls, before_calls, drop_compiled_code, note_arguments
-from sparsesteer.forward_calls import CallReader, ForwardCall, cache_in, named_arguments
-from sparsesteer.places import Stage, argument_names
+from sparsesteer import ops
+from sparsesteer.model import running_calls
+from sparsesteer.model.call_hooks import after_calls, before_calls, drop_compiled_code, note_arguments
+from sparsesteer.model.forward_calls import CallReader, ForwardCall, cache_in, named_arguments
+from sparsesteer.model.places import Stage, argument_names
 from sparsesteer.plans import SteeringPlan
-from sparsesteer.recorded_calls import RecordedCall, call_of
-from sparsesteer.recording import Recording
+from sparsesteer.recording.calls import RecordedCall, call_of
+from sparsesteer.recording.recording import Recording
+from sparsesteer.recording.sequences import BeamGuard, SequenceTracker
+from sparsesteer.recording.watched import Features, named_record, order_of, watched_sites
 from sparsesteer.sae import SAE
-from sparsesteer.sequences import BeamGuard, SequenceTracker
-from sparsesteer.watched import Features, named_record, order_of, watched_sites
 
 Found = tuple[int, Stage, Tensor, Tensor | None]  # site, stage, f [..., M], and h [..., D] until the next stage
 

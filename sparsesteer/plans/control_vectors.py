@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsesteer._layout import OutputScale
-from sparsesteer.plans import SteeringPlan
+from sparsesteer.plans.plan import SteeringPlan
 from sparsesteer.site import Site
 
 ARCHITECTURE = "controlvector"

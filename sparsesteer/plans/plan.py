@@ -29,19 +29,30 @@ class SteeringPlan:
     """Edits lowered to the operator of ``ops.steer``; made by ``SAE.plan``, never changed afterwards.
 
     TopK and reconstruct plans need the whole SAE: they hold a reference to it, never a copy.
+
+    Attributes:
+        encoder: [M, D] encoder rows, everything about the input norm folded in but one factor per token.
+        decoder: [M, D_out] decoder rows.
+        rows: [M, 10], columns of ``_layout.Column``.
+        features: int64 [M], their numbers in the SAE, rising.
+        constant_features: int64 [C], edited without being encoded.
+        delta_bias: [D_out], sum of all constant edits; None if there is none.
+        k: active features per token of a TopK SAE, 0 for every other.
+        site: where it reads and writes.
+        sae_digest: of the SAE that it was made from.
     """
 
-    encoder: Tensor  # [M, D] encoder rows, everything about the input norm folded in but one factor per token
-    decoder: Tensor  # [M, D_out] decoder rows
-    rows: Tensor  # [M, 10], columns of ``_layout.Column``
-    features: Tensor  # int64 [M], their numbers in the SAE, rising
-    constant_features: Tensor = field(default_factory=_no_features)  # int64 [C], edited without being encoded
-    delta_bias: Tensor | None = None  # [D_out], sum of all constant edits
+    encoder: Tensor
+    decoder: Tensor
+    rows: Tensor
+    features: Tensor
+    constant_features: Tensor = field(default_factory=_no_features)
+    delta_bias: Tensor | None = None
     input_norm: InputNorm = InputNorm.NONE
     scale_rule: OutputScale = OutputScale.ONE
     gap: float = 0.0
     preserve_norm: bool = False
-    k: int = 0  # active features per token of a TopK SAE, 0 for every other
+    k: int = 0
     reconstruct: bool = False
     site: Site = field(default_factory=Site)
     sae_digest: str | None = None
@@ -146,7 +157,7 @@ class SteeringPlan:
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the plan as one safetensors file, its provenance in the header; returns the path."""
-        from sparsesteer import plan_files
+        from sparsesteer.plans import files as plan_files
 
         return plan_files.save_plan(self, path)
 
@@ -157,7 +168,7 @@ class SteeringPlan:
         Raises:
             ValueError: not a plan, a truncated file, a newer version, another SAE than the plan was made from.
         """
-        from sparsesteer import plan_files
+        from sparsesteer.plans import files as plan_files
 
         return plan_files.load_plan(path, sae)
 
@@ -179,7 +190,7 @@ class SteeringPlan:
             PermissionError: not logged in, or no right to write there.
             OSError: the Hub does not answer, or refuses.
         """
-        from sparsesteer import hub
+        from sparsesteer.plans import hub
 
         return hub.push_plan(
             self,
@@ -207,7 +218,7 @@ class SteeringPlan:
             FileNotFoundError: no such repository, revision or folder, or there is no plan in it.
             ValueError: as ``load``.
         """
-        from sparsesteer import hub
+        from sparsesteer.plans import hub
 
         path = hub.plan_file(
             repo_id_or_path, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
@@ -226,7 +237,7 @@ class SteeringPlan:
         Raises:
             ValueError: a plan that is more than one constant vector, or a place that llama.cpp has no vector for.
         """
-        from sparsesteer import control_vectors
+        from sparsesteer.plans import control_vectors
 
         layer = control_vectors.layer_of(self.site) if layer is None else layer
         return control_vectors.save_gguf({layer: self}, path, model_hint=model_hint, strength=strength)

@@ -7,8 +7,8 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-from sparsesteer.chat_templates import TemplateTokens
-from sparsesteer.forward_calls import ForwardCall
+from sparsesteer.model.chat_templates import TemplateTokens
+from sparsesteer.model.forward_calls import ForwardCall
 
 Positions = str | int | slice | Sequence[int] | Tensor
 Choice = Tensor | bool  # bool [B or 1, T], or one answer for all tokens

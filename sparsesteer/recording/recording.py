@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sparsesteer import recording_files
+from sparsesteer.files import write_whole
 from sparsesteer.generation import token_texts
-from sparsesteer.watched import WatchedFeature, site_name
+from sparsesteer.recording import files as recording_files
+from sparsesteer.recording.watched import WatchedFeature, site_name
 
 NO_TOKEN = -1  # a call of the model that showed no ids
 
@@ -202,7 +203,7 @@ class Recording:
             ValueError: nothing was recorded, or several sequences and none named.
             ImportError: matplotlib is not installed.
         """
-        from sparsesteer import token_plot
+        from sparsesteer.recording import token_plot
 
         return token_plot.draw(self._one(sequence), Path(path))
 
@@ -211,11 +212,11 @@ class Recording:
 
         One file that needs nothing else. Raises ValueError if nothing was recorded.
         """
-        from sparsesteer import token_view
+        from sparsesteer.recording import token_view
 
         if not len(self):
             raise ValueError("Recording.to_html: nothing was recorded; call the model inside the `with` block")
-        return recording_files.write(Path(path), token_view.page(self, title).encode())
+        return write_whole(Path(path), token_view.page(self, title).encode())
 
     def _one(self, number: int | None) -> "Recording":
         if not len(self):

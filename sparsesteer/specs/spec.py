@@ -10,16 +10,17 @@ from typing import Any
 
 from torch import nn
 
-from sparsesteer import hooks, spec_documents
+from sparsesteer import hooks
 from sparsesteer.activations import Activation
 from sparsesteer.documents import read_document, write_document
 from sparsesteer.edits import Edit
+from sparsesteer.model.positions import Positions, check_strength, selector
 from sparsesteer.naming import resolved
 from sparsesteer.plans import SteeringPlan
-from sparsesteer.positions import Positions, check_strength, selector
 from sparsesteer.sae import SAE
+from sparsesteer.specs import documents as spec_documents
 
-SCHEMA_FILE = Path(__file__).parent / "assets" / "spec.schema.json"
+SCHEMA_FILE = Path(__file__).parents[1] / "assets" / "spec.schema.json"
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,13 @@ class Spec:
         sae: where the SAE is, so that ``plan`` can load it.
         model: the model's name; the command line loads it.
         site: a block's number (the residual after it) or a place's name, instead of the site that the SAE knows.
-        positions, strength: as ``ss.steer`` takes them, but no tensors.
+        positions: as ``ss.steer`` takes them, but no tensor.
+        strength: one number.
         activation: ``ReLU()``, ``Identity()``, ``TopK(k)`` or ``JumpReLU(number)`` instead of the SAE's own.
-        reconstruct, preserve_norm: as ``SAE.plan`` takes them.
-        name, description: for people.
+        reconstruct: as ``SAE.plan`` takes it.
+        preserve_norm: as ``SAE.plan`` takes it.
+        name: for people.
+        description: for people.
         folder: where relative paths start.
 
     Raises:

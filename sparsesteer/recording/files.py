@@ -2,23 +2,19 @@
 
 import json
 import math
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors import torch as safetensors_torch
 from torch import Tensor
 
-from sparsesteer.storage import parse_json
+from sparsesteer.files import DescribedTensors, write_whole
 
 if TYPE_CHECKING:
-    from sparsesteer.recording import Recording
+    from sparsesteer.recording.recording import Recording
 
-FORMAT_VERSION = 1
+_FILE = DescribedTensors("recording", "a recording", "recording.save(path)", version=1)
 _DTYPES = {
     "tokens": (torch.int64,),
     "sequences": (torch.int64,),
@@ -32,7 +28,7 @@ _DTYPES = {
 def as_dict(recording: "Recording") -> dict:
     """See ``Recording.to_dict``."""
     return {
-        "version": FORMAT_VERSION,
+        "version": _FILE.version,
         "features": [asdict(each) for each in recording.features],
         "sequences": [_sequence(number, recording.sequence(number)) for number in recording.sequence_numbers],
     }
@@ -47,34 +43,20 @@ def _sequence(number: int, recording: "Recording") -> dict:
 def save(recording: "Recording", path: Path) -> Path:
     """See ``Recording.save``."""
     if path.suffix == ".json":
-        return write(path, json.dumps(finite(as_dict(recording)), ensure_ascii=False).encode())
+        return write_whole(path, json.dumps(finite(as_dict(recording)), ensure_ascii=False).encode())
     if path.suffix != ".safetensors":
         raise ValueError(f"Recording.save: the file should end with .safetensors or .json, got {path.name!r}")
     texts = recording.texts
     description = {
-        "version": FORMAT_VERSION,
         "features": [asdict(each) for each in recording.features],
         "texts": None if texts is None else list(texts),
     }
-    tensors = {name: tensor.contiguous() for name, tensor in recording.entries._asdict().items()}
-    return write(path, safetensors_torch.save(tensors, metadata={"recording": json.dumps(description)}))
+    return _FILE.save(path, description, recording.entries._asdict())
 
 
 def load(path: Path) -> tuple[list[tuple[str, int]], dict[str, Tensor], list[str] | None]:
     """(site and feature of each column, the tensors of the tokens, their texts); see ``Recording.load``."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            text = (file.metadata() or {}).get("recording")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if text is None:
-        raise ValueError(f"{path} is a safetensors file but not a recording; write one with recording.save(path)")
-    description = parse_json(text, f"the description in {path}")
-    if description.get("version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} is a recording of version {description.get('version')}, this sparsesteer reads {FORMAT_VERSION}"
-        )
+    description, tensors = _FILE.load(path)
     try:
         features = [(str(each["site"]), int(each["feature"])) for each in description["features"]]
         texts = description["texts"]
@@ -98,13 +80,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, list):
         return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write(path: Path, content: bytes) -> Path:
-    """Written beside its place and moved there: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    return path

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sparsesteer import recording_files
+from sparsesteer.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from torch import Tensor
 
-    from sparsesteer.recording import Recording
+    from sparsesteer.recording.recording import Recording
 
 INK, MUTED, GRID = "#1f2328", "#6e7781", "#d8dee4"
 BEFORE, AFTER = "#7b8494", "#d9480f"
@@ -46,7 +46,7 @@ def draw(recording: "Recording", path: Path) -> Path:
                       fontsize="small", labelcolor=INK)  # fmt: skip
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:], dpi=150)
-    return recording_files.write(path, content.getvalue())
+    return write_whole(path, content.getvalue())
 
 
 def _panel(axes: "Axes", recording: "Recording", column: int, steered: bool) -> None:

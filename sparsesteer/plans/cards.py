@@ -3,7 +3,7 @@
 import re
 
 from sparsesteer._layout import Column, OutputScale
-from sparsesteer.plans import SteeringPlan
+from sparsesteer.plans.plan import SteeringPlan
 
 _MOST_ROWS = 200
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)

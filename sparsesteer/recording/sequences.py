@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sparsesteer.forward_calls import ForwardCall
+from sparsesteer.model.forward_calls import ForwardCall
 
 
 class SequenceTracker(threading.local):

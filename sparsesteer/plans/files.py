@@ -1,33 +1,28 @@
 """Plans as files: one safetensors file each, its rules and provenance in the header."""
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from sparsesteer._layout import InputNorm, OutputScale
-from sparsesteer.plans import TABLES, SteeringPlan
+from sparsesteer.files import DescribedTensors
+from sparsesteer.plans.plan import TABLES, SteeringPlan
 from sparsesteer.site import Site
-from sparsesteer.storage import parse_json
-from sparsesteer.writing import write_whole
 
 if TYPE_CHECKING:
     from sparsesteer.sae import SAE
 
-FORMAT_VERSION = 1
+_FILE = DescribedTensors("sparsesteer", "a steering plan", "plan.save(path)", version=1)
 
 
 def save_plan(plan: SteeringPlan, path: str | os.PathLike) -> Path:
     """Write a plan as one file; returns the path."""
-    tensors = {name: getattr(plan, name).detach().cpu().contiguous() for name in TABLES}
+    tensors = {name: getattr(plan, name) for name in TABLES}
     if plan.delta_bias is not None:
-        tensors["delta_bias"] = plan.delta_bias.detach().cpu().contiguous()
+        tensors["delta_bias"] = plan.delta_bias
     description = {
-        "version": FORMAT_VERSION,
         "input_norm": plan.input_norm.name,
         "scale_rule": plan.scale_rule.name,
         "gap": float(plan.gap),
@@ -37,7 +32,7 @@ def save_plan(plan: SteeringPlan, path: str | os.PathLike) -> Path:
         "sae_digest": plan.sae_digest,
         "site": vars(plan.site),
     }
-    return write_whole(path, save(tensors, metadata={"sparsesteer": json.dumps(description, sort_keys=True)}))
+    return _FILE.save(path, description, tensors)
 
 
 def load_plan(path: str | os.PathLike, sae: "SAE | None" = None) -> SteeringPlan:
@@ -46,25 +41,10 @@ def load_plan(path: str | os.PathLike, sae: "SAE | None" = None) -> SteeringPlan
     Raises:
         ValueError: not a plan, a truncated file, a newer version, another SAE than the plan was made from.
     """
+    description, tensors = _FILE.load(path)
     try:
-        with safe_open(str(path), framework="pt") as file:
-            text = (file.metadata() or {}).get("sparsesteer")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    if text is None:
-        raise ValueError(f"{path} is a safetensors file but not a steering plan; write one with plan.save(path)")
-    description = parse_json(text, f"the description in {path}")
-    if description.get("version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} is a plan of version {description.get('version')}, this sparsesteer reads {FORMAT_VERSION}"
-        )
-    try:
-        plan = SteeringPlan(
-            **_described(description),
-            **{name: tensors[name] for name in TABLES},
-            delta_bias=tensors.get("delta_bias"),
-        )
+        tables: dict[str, Any] = {name: tensors[name] for name in TABLES}
+        plan = SteeringPlan(**_described(description), **tables, delta_bias=tensors.get("delta_bias"))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a complete steering plan: {error!r}") from error
     _check_values(plan, path)

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 import torch
 from torch import nn
 
-from sparsesteer import running_calls
-from sparsesteer.forward_calls import named_arguments
-from sparsesteer.places import argument_names
+from sparsesteer.model import running_calls
+from sparsesteer.model.forward_calls import named_arguments
+from sparsesteer.model.places import argument_names
 
 
 def before_calls(hooks: ExitStack, module: nn.Module, run: Callable[[tuple, dict], None]) -> None:

@@ -11,8 +11,8 @@ from torch import nn
 
 from sparsesteer.activations import ReLU
 from sparsesteer.edits import Edit
-from sparsesteer.model_sites import CallSource, ModelSites, SiteName
-from sparsesteer.places import Place
+from sparsesteer.model.places import Place
+from sparsesteer.model.sites import CallSource, ModelSites, SiteName
 from sparsesteer.plans import SteeringPlan
 from sparsesteer.sae import SAE
 from sparsesteer.site import Site

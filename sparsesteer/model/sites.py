@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from sparsesteer.hook_points import FAMILIES, family
-from sparsesteer.places import Place, Side, argument_names, without_compile_wrapper, without_compile_wrappers
+from sparsesteer.model.hook_points import FAMILIES, family
+from sparsesteer.model.places import Place, Side, argument_names, without_compile_wrapper, without_compile_wrappers
 from sparsesteer.site import Site
 
 SiteName = int | str | Site

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sparsesteer.forward_calls import ForwardCall
-from sparsesteer.recording import NO_TOKEN, Entries
+from sparsesteer.model.forward_calls import ForwardCall
+from sparsesteer.recording.recording import NO_TOKEN, Entries
 
 
 class RecordedCall:

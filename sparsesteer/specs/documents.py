@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from sparsesteer.activations import Activation, Identity, JumpReLU, ReLU, TopK
 from sparsesteer.edits import VALUE_RULES, Edit, Feature, FeatureEdit
-from sparsesteer.positions import NAMES
+from sparsesteer.model.positions import NAMES
 
 if TYPE_CHECKING:
-    from sparsesteer.specs import Spec
+    from sparsesteer.specs.spec import Spec
 
 VERSION = 1
 _RULES = (*VALUE_RULES, "hinge", "ablate")

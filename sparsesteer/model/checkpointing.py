@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from sparsesteer import running_calls
+from sparsesteer.model import running_calls
 
 _FUNCTION = "_gradient_checkpointing_func"  # transformers' blocks give it what is to be run now and again later
 

@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparsesteer import recording_files
+from sparsesteer.recording import files as recording_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sparsesteer.recording import Recording
+    from sparsesteer.recording.recording import Recording
 
-TEMPLATE = Path(__file__).parent / "assets" / "token_view.html"
+TEMPLATE = Path(__file__).parents[1] / "assets" / "token_view.html"
 TITLE_MARK, DATA_MARK = "<!--title-->", '"recording"'
 DIGITS = 5
 

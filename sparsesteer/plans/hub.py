@@ -16,8 +16,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from sparsesteer.plan_cards import card
-from sparsesteer.plans import SteeringPlan
+from sparsesteer.plans.cards import card
+from sparsesteer.plans.plan import SteeringPlan
 
 PLAN_FILE = "plan.safetensors"
 _LOG_IN = "log in with `hf auth login`, or give token="
