@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | release | clean: each creates .venv on first use. PYTHON= chooses the interpreter.
+# make demo | test | test-all | lint | docs | release | clean: each creates .venv on first use. PYTHON= chooses the interpreter.
 # make test-torch TORCH=2.14.1 runs the suites under another torch; make release TORCH=2.14.1 builds a wheel for it too.
 
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -13,7 +13,7 @@ SKIPPED := and not full and not slow
 TORCH :=
 OTHERS := $(patsubst %,build/torch%/.venv/installed,$(TORCH))
 
-.PHONY: demo test suites test-all test-torch lint release clean
+.PHONY: demo test suites test-all test-torch lint docs release clean
 
 demo: $(INSTALLED)
 	$(BIN)/sparsesteer demo
@@ -21,11 +21,14 @@ demo: $(INSTALLED)
 test: lint
 	$(MAKE) suites
 
-# every suite runs, then one summary speaks for all of them
+# every suite runs, two at a time, then one summary speaks for all of them
 suites: $(INSTALLED)
 	@rm -rf $(REPORTS)
-	@$(foreach suite,$(SUITES),echo "== $(suite)"; $(call run,$(suite));) \
+	@$(MAKE) --jobs=2 --output-sync=target --keep-going $(addprefix suite-,$(SUITES)); \
 	$(BIN)/python tests/summary.py $(addprefix $(REPORTS)/,$(addsuffix .json,$(SUITES)))
+
+suite-%:
+	@echo "== $*"; $(run_$*)
 
 # torchao is small, but talks on standard error whenever transformers is imported
 test-all: $(INSTALLED)
@@ -48,12 +51,16 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
+# into build/site; the variable silences what mkdocs-material says about MkDocs 2
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "build/site/index.html"
+
 clean:
 	rm -rf .venv build dist *.egg-info $(REPORTS) .pytest_cache .mypy_cache .ruff_cache
 	rm -f sparsesteer/_C*.so sparsesteer/_build_result.py
 
 pytest = SPARSESTEER_TEST_REPORT=$(REPORTS)/$(1).json $(BIN)/python -m pytest -q
-run = $(run_$(1))
 INTERPRETED := $(wildcard tests/test_*_triton.py)
 run_main = $(call pytest,main) -m "not triton $(SKIPPED)" $(addprefix --ignore=,$(INTERPRETED) tests/test_aot.py)
 run_triton = TRITON_INTERPRET=1 SPARSESTEER_BACKEND=triton $(call pytest,triton) -m "triton $(SKIPPED)" $(INTERPRETED)
