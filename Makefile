@@ -1,4 +1,5 @@
-# make demo | test | test-all | lint | docs | release | clean: each creates .venv on first use. PYTHON= chooses the interpreter.
+# make demo | test | test-all | lint | docs | notebooks | hero | release | clean: each creates .venv on first use.
+# PYTHON= chooses the interpreter.
 # make test-torch TORCH=2.14.1 runs the suites under another torch; make release TORCH=2.14.1 builds a wheel for it too.
 
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -13,7 +14,7 @@ SKIPPED := and not full and not slow
 TORCH :=
 OTHERS := $(patsubst %,build/torch%/.venv/installed,$(TORCH))
 
-.PHONY: demo test suites test-all test-torch lint docs release clean
+.PHONY: demo test suites test-all test-torch lint docs notebooks hero release clean
 
 demo: $(INSTALLED)
 	$(BIN)/sparsesteer demo
@@ -55,6 +56,13 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 	@echo "build/site/index.html"
+
+# what the tests compare with: outputs of docs/notebooks, and the README's picture
+notebooks: $(INSTALLED)
+	$(BIN)/python docs/notebooks/make.py
+
+hero: $(INSTALLED)
+	$(BIN)/python docs/hero.py
 
 clean:
 	rm -rf .venv build dist *.egg-info $(REPORTS) .pytest_cache .mypy_cache .ruff_cache

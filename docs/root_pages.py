@@ -1,4 +1,4 @@
-"""For mkdocs: README, CHANGELOG and CONTRIBUTING become pages of the site, and links to them and in them work there."""
+"""For mkdocs: README, CHANGELOG and CONTRIBUTING become pages of the site; links to and in them and notebooks work."""
 
 import re
 from pathlib import Path
@@ -33,6 +33,11 @@ def on_page_markdown(markdown, page, config, files):
         return match[0] if name is None or "docs" in Path(match[0]).parts else relpath(name, folder.as_posix())
 
     return _LINK.sub(inside, markdown)
+
+
+def on_post_page(output, page, config):
+    """Links from one notebook to another, which the plugin that shows them leaves as they are."""
+    return re.sub(r'(<a href="[\w-]+)\.ipynb"', r'\1.html"', output)
 
 
 def _from_the_root(match):
