@@ -3,10 +3,9 @@
 qresearch/DeepSeek-R1-Distill-Llama-8B-SAE-l19/DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt
 """
 
-from sparsesteer.activations import ReLU
+from sparsesteer.loaders.linear_layers import read_layers
 from sparsesteer.loaders.source import Source
 from sparsesteer.sae import SAE
-from sparsesteer.site import Site
 
 NAME = "DeepSeek-R1"
 FILES = "*.pt with encoder.weight, encoder.bias, decoder.weight and decoder.bias"
@@ -21,15 +20,5 @@ def recognises(source: Source) -> bool:
 
 
 def read(source: Source) -> SAE:
-    """Matrices are nn.Linear's, [F, D] and [D, F]: both are used transposed, where they lie."""
-    file, found = source.own_tensors, source.match(_FILE)
-    assert file is not None
-    return source.sae(
-        Site() if found is None else Site(f"deepseek-ai/{found['model']}", f"blocks.{found['layer']}.hook_resid_post"),
-        W_enc=file.matrix("encoder.weight").T,
-        W_dec=file.matrix("decoder.weight").T,
-        b_enc=file.vector("encoder.bias"),
-        b_dec=file.vector("decoder.bias"),
-        activation=ReLU(),
-        apply_b_dec_to_input=False,
-    )
+    """See ``read_layers``."""
+    return read_layers(source, "encoder", "decoder", "deepseek-ai", _FILE)

@@ -3,10 +3,9 @@
 Goodfire/Llama-3.1-8B-Instruct-SAE-l19/Llama-3.1-8B-Instruct-SAE-l19.pth
 """
 
-from sparsesteer.activations import ReLU
+from sparsesteer.loaders.linear_layers import read_layers
 from sparsesteer.loaders.source import Source
 from sparsesteer.sae import SAE
-from sparsesteer.site import Site
 
 NAME = "Goodfire"
 FILES = "*.pt or *.pth with encoder_linear and decoder_linear"
@@ -21,15 +20,5 @@ def recognises(source: Source) -> bool:
 
 
 def read(source: Source) -> SAE:
-    """Matrices are nn.Linear's, [F, D] and [D, F]: both are used transposed, where they lie."""
-    file, found = source.own_tensors, source.match(_FILE)
-    assert file is not None
-    return source.sae(
-        Site() if found is None else Site(f"meta-llama/{found['model']}", f"blocks.{found['layer']}.hook_resid_post"),
-        W_enc=file.matrix("encoder_linear.weight").T,
-        W_dec=file.matrix("decoder_linear.weight").T,
-        b_enc=file.vector("encoder_linear.bias"),
-        b_dec=file.vector("decoder_linear.bias"),
-        activation=ReLU(),
-        apply_b_dec_to_input=False,
-    )
+    """See ``read_layers``."""
+    return read_layers(source, "encoder_linear", "decoder_linear", "meta-llama", _FILE)
