@@ -15,8 +15,11 @@ def read_layers(source: Source, encoder: str, decoder: str, organisation: str, p
     """
     file, found = source.own_tensors, source.match(path_pattern)
     assert file is not None
+    site = Site()
+    if found is not None:
+        site = Site(f"{organisation}/{found['model']}", f"blocks.{found['layer']}.hook_resid_post")
     return source.sae(
-        Site() if found is None else Site(f"{organisation}/{found['model']}", f"blocks.{found['layer']}.hook_resid_post"),
+        site,
         W_enc=file.matrix(f"{encoder}.weight").T,
         W_dec=file.matrix(f"{decoder}.weight").T,
         b_enc=file.vector(f"{encoder}.bias"),
