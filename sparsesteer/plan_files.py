@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from sparsesteer._layout import InputNorm, OutputScale
 from sparsesteer.plans import TABLES, SteeringPlan
@@ -23,11 +24,19 @@ FORMAT_VERSION = 1
 
 def save_plan(plan: SteeringPlan, path: str | os.PathLike) -> Path:
     """Write a plan as one file; returns the path."""
-    tensors = {name: getattr(plan, name).detach().cpu().contiguous() for name in TABLES}
-    if plan.delta_bias is not None:
-        tensors["delta_bias"] = plan.delta_bias.detach().cpu().contiguous()
-    description = {
-        "version": FORMAT_VERSION,
+    text = json.dumps({"version": FORMAT_VERSION, **described(plan)}, sort_keys=True)
+    return write_whole(path, save(tensors_of(plan), metadata={"sparsesteer": text}))
+
+
+def tensors_of(plan: SteeringPlan) -> dict[str, Tensor]:
+    """A plan's tensors by name, on the CPU."""
+    names = TABLES if plan.delta_bias is None else (*TABLES, "delta_bias")
+    return {name: getattr(plan, name).detach().cpu().contiguous() for name in names}
+
+
+def described(plan: SteeringPlan) -> dict[str, Any]:
+    """All of a plan that is no tensor, as plain data."""
+    return {
         "input_norm": plan.input_norm.name,
         "scale_rule": plan.scale_rule.name,
         "gap": float(plan.gap),
@@ -37,7 +46,17 @@ def save_plan(plan: SteeringPlan, path: str | os.PathLike) -> Path:
         "sae_digest": plan.sae_digest,
         "site": vars(plan.site),
     }
-    return write_whole(path, save(tensors, metadata={"sparsesteer": json.dumps(description, sort_keys=True)}))
+
+
+def assembled(description: dict, tensors: dict[str, Tensor], where: object) -> SteeringPlan:
+    """A plan from what ``described`` and ``tensors_of`` gave. Raises ValueError for anything else, or NaN in it."""
+    try:
+        tables: dict[str, Any] = {name: tensors[name] for name in TABLES}
+        plan = SteeringPlan(**_described(description), **tables, delta_bias=tensors.get("delta_bias"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not a complete steering plan: {error!r}") from error
+    _check_values(plan, where)
+    return plan.in_order()
 
 
 def load_plan(path: str | os.PathLike, sae: "SAE | None" = None) -> SteeringPlan:
@@ -59,16 +78,7 @@ def load_plan(path: str | os.PathLike, sae: "SAE | None" = None) -> SteeringPlan
         raise ValueError(
             f"{path} is a plan of version {description.get('version')}, this sparsesteer reads {FORMAT_VERSION}"
         )
-    try:
-        plan = SteeringPlan(
-            **_described(description),
-            **{name: tensors[name] for name in TABLES},
-            delta_bias=tensors.get("delta_bias"),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a complete steering plan: {error!r}") from error
-    _check_values(plan, path)
-    plan = plan.in_order()
+    plan = assembled(description, tensors, path)
     return plan if sae is None else plan.with_sae(sae, path)
 
 
