@@ -236,7 +236,7 @@ def test_a_spec_in_use_is_not_forgotten():
     ("config", "message"),
     [
         ([], "should be a mapping"),
-        ({"site": []}, "'site' is not known there; sites, specs, slots, limits are"),
+        ({"site": []}, "'site' is not known there; sites, specs, slots, limits, allow_registration are"),
         ({"sites": {}}, "a list of"),
         ({"sites": [{}]}, r"sites\[0\] needs the sae"),
         ({"sites": [{"sae": "x", "rows": 3}]}, r"sites\[0\]: 'rows' is not known"),

@@ -3,7 +3,7 @@
 import pytest
 import vllm_engine
 from serving_cases import expected
-from vllm_engine import NEW, WISHES, SamplingParams, engine, generate, tokens
+from vllm_engine import NEW, WISHES, engine, generate, tokens
 
 from sparsesteer.serving import remove, status
 
@@ -42,9 +42,9 @@ def test_the_core_refuses_what_no_front_end_looked_at(llm, wanted):
     """A front end that runs no Python, or a spec that went meanwhile; the engine's process answers with an error."""
     core = llm.llm_engine.engine_core.engine_core
     for wish, error in (("nobody", KeyError), ("indices", ValueError), ({"id": "x"}, ValueError)):
-        params = SamplingParams(extra_args={"sparsesteer": wish})
+        params = vllm_engine.vllm.SamplingParams(extra_args={"sparsesteer": wish})
         request = llm.llm_engine.input_processor.process_inputs(
-            "r", {"prompt_token_ids": [5, 6]}, SamplingParams(), ("generate",)
+            "r", {"prompt_token_ids": [5, 6]}, vllm_engine.vllm.SamplingParams(), ("generate",)
         )
         request.sampling_params = params
         with pytest.raises(error, match="no spec 'nobody'|index 2 is outside a prompt of 2|should be text"):

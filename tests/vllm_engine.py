@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 os.environ.update(  # read when vllm is imported
     VLLM_ENABLE_V1_MULTIPROCESSING=os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0"),
@@ -15,12 +16,12 @@ os.environ.update(  # read when vllm is imported
 import pytest
 from serving_cases import expected, prompts, specs, tiny_llama, write_saes
 
-pytest.importorskip("vllm", reason="vLLM is not installed here: make .venv-vllm/installed")
-
-from vllm import LLM, SamplingParams
-from vllm.distributed import cleanup_dist_env_and_memory
-
 from sparsesteer.serving import register, vllm_plugin
+
+WHY_NOT = Path(__file__).resolve().parents[1] / ".venv-vllm" / "why_not"
+vllm = pytest.importorskip(
+    "vllm", reason=f"no vLLM: {WHY_NOT.read_text().strip() if WHY_NOT.exists() else 'make .venv-vllm/installed'}"
+)
 
 NEW = 20  # tokens
 WISHES = [None, *specs(), "set@-0.5", "add-generated@0.7", "two-sites-prompt@2", "gated@0.5", "set", None, "last@2",
@@ -56,7 +57,7 @@ def engine(files, *, steering=None, declared=True, **options):
         "block_size": 32,
     } | options
     config = {"sparsesteer": {"sites": files["sites"], **(steering or {})}} if declared else {}
-    llm = LLM(model=files["model"], additional_config=config, **given)
+    llm = vllm.LLM(model=files["model"], additional_config=config, **given)
     try:
         for name, spec in specs().items() if declared else ():
             register(llm, spec, name)
@@ -64,13 +65,13 @@ def engine(files, *, steering=None, declared=True, **options):
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
-        cleanup_dist_env_and_memory()
+        vllm.distributed.cleanup_dist_env_and_memory()
 
 
 def generate(llm, prompts, wishes, new_tokens):
     """Greedy outputs of a batch of which every request has a wish of its own."""
     params = [
-        SamplingParams(
+        vllm.SamplingParams(
             temperature=0,
             max_tokens=new_tokens,
             ignore_eos=True,

@@ -45,7 +45,7 @@ def _declared(site: DeclaredSite, slots: int, device: torch.device) -> SiteBank:
 def _read_sae(name: str) -> SAE:
     if Path(name).expanduser().exists():
         return SAE.load_from_disk(Path(name).expanduser())
-    release, _, sae_id = name.partition("/")
+    release, _, sae_id = name.partition(":")
     return SAE.from_pretrained(release, sae_id)
 
 

@@ -34,8 +34,7 @@ def remove(llm: Any, name: str) -> str:
     if found is None:
         raise KeyError(f"no spec {name!r} is known")
     llm.collective_rpc("sparsesteer_remove", args=(found[0],))
-    if store.find(found[0]) is not None:
-        store.remove(found[0])
+    store.discard(found[0])
     return found[0]
 
 

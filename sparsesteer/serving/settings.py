@@ -11,7 +11,7 @@ class DeclaredSite:
     """A place that may be steered, and room for the features of all specs in use there.
 
     Args:
-        sae: a folder that ``SAE.load_from_disk`` reads, or "release/sae_id" of sae-lens.
+        sae: a folder that ``SAE.load_from_disk`` reads, or "release:sae_id" of sae-lens.
         site: the block, where the SAE's own site is not meant.
         features: different features at a time.
         entries: edited features of all specs, shared ones counted for each; 4 times ``features`` if not given.
@@ -34,12 +34,14 @@ class Settings:
         specs: a folder of specs, read at the start and written by registrations.
         slots: different specs of running and waiting requests; 1024, or as many as run at a time, if not given.
         limits: what is taken from outside.
+        allow_registration: let clients of the HTTP server register and remove specs; an API key is needed too.
     """
 
     sites: tuple[DeclaredSite, ...] = ()
     specs: str | None = None
     slots: int | None = None
     limits: Limits = field(default_factory=Limits)
+    allow_registration: bool = False
 
 
 KEY = "sparsesteer"
@@ -67,7 +69,7 @@ def settings_of(additional_config: Any) -> Settings | None:
 def _site(document: Any, where: str) -> DeclaredSite:
     given = _known(document, DeclaredSite, where)
     if not isinstance(given.get("sae"), str):
-        raise ValueError(f"sparsesteer: {where} needs the sae, a folder or 'release/sae_id'")
+        raise ValueError(f"sparsesteer: {where} needs the sae, a folder or 'release:sae_id'")
     return DeclaredSite(**given)
 
 

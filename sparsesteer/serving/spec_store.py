@@ -80,6 +80,11 @@ class SpecStore:
             for file in [*(self._root / _NAMES / name for name in names), self._root / (spec_id + _SUFFIX)]:
                 file.unlink(missing_ok=True)
 
+    def discard(self, spec_id: str) -> None:
+        """Drop a spec if it is there."""
+        if spec_id in self._specs:
+            self.remove(spec_id)
+
     def find(self, name: str) -> tuple[str, ServedSpec] | None:
         """(id, spec) of an id or a name; what another process put into the folder meanwhile is found too.
 
