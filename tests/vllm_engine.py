@@ -14,7 +14,8 @@ os.environ.update(  # read when vllm is imported
 )
 
 import pytest
-from serving_cases import expected, prompts, specs, tiny_llama, write_saes
+import serving_cases
+from serving_cases import expected, prompts, tiny_llama, write_saes
 
 from sparsesteer.serving import register, vllm_plugin
 
@@ -24,8 +25,10 @@ vllm = pytest.importorskip(
 )
 
 NEW = 20  # tokens
-WISHES = [None, *specs(), "set@-0.5", "add-generated@0.7", "two-sites-prompt@2", "gated@0.5", "set", None, "last@2",
-          "indices", "from-second@0.3"]  # fmt: skip
+WISHES = [
+    *(None, *serving_cases.specs(), "set@-0.5", "add-generated@0.7", "two-sites-prompt@2", "gated@0.5"),
+    *("set", None, "last@2", "indices", "from-second@0.3"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +48,9 @@ def wanted(files):
 
 
 @contextlib.contextmanager
-def engine(files, *, steering=None, declared=True, **options):
+def engine(files, *, steering=None, declared=True, specs=None, **options):
     """An engine in which all specs are registered under their names; one at a time in a process."""
+    specs = serving_cases.specs() if specs is None else specs
     vllm_plugin.register()  # vLLM does so itself where the package is installed
     given = {
         "skip_tokenizer_init": True,
@@ -59,7 +63,7 @@ def engine(files, *, steering=None, declared=True, **options):
     config = {"sparsesteer": {"sites": files["sites"], **(steering or {})}} if declared else {}
     llm = vllm.LLM(model=files["model"], additional_config=config, **given)
     try:
-        for name, spec in specs().items() if declared else ():
+        for name, spec in specs.items() if declared else ():
             register(llm, spec, name)
         yield llm
     finally:
