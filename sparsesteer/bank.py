@@ -69,16 +69,21 @@ class Bank:
             f"{len(self._row_of)} of {len(self.encoder)} features)"
         )
 
-    def add(self, plan: SteeringPlan) -> int:
-        """Put a plan into a free slot and return the slot's number.
+    def add(self, plan: SteeringPlan, slot: int | None = None) -> int:
+        """Put a plan into a free slot, or into the empty one that is named, and return the slot's number.
 
         Raises:
-            ValueError: a plan of another SAE, site width or rule than the bank's.
+            ValueError: a plan of another SAE, site width or rule than the bank's; one whose rows of a feature are not
+                those that the bank holds; a slot that holds a plan or does not exist.
             RuntimeError: no slot, feature row or run of entries is free; nothing was changed.
         """
-        self._check_fits(plan)
+        self.check_fits(plan)
+        self._check_shared_rows(plan)
         features = plan.features.tolist()
-        slot = next((s for s in range(len(self.slots)) if s not in self._held), None)
+        if slot is None:
+            slot = next((s for s in range(len(self.slots)) if s not in self._held), None)
+        elif slot in self._held or not 0 <= slot < len(self.slots):
+            raise ValueError(f"Bank.add: slot {slot} is not an empty one of {len(self.slots)}")
         fresh = [f for f in features if f not in self._row_of]
         run = self._free_run(len(features))
         if slot is None:
@@ -138,7 +143,8 @@ class Bank:
             start = taken.stop
         return range(start, start + length) if start + length <= len(self.rows) else None
 
-    def _check_fits(self, plan: SteeringPlan) -> None:
+    def check_fits(self, plan: SteeringPlan) -> None:
+        """Raise ValueError for a plan of another SAE, site width or rule than the bank's."""
         _check_row_plan(plan)
         for name in _RULES:
             if getattr(plan, name) != getattr(self, name):
@@ -153,6 +159,19 @@ class Bank:
                     f"Bank.add: the plan's {name} is [M, {other.shape[1]}] of {other.dtype} on {other.device}, the "
                     f"bank's has width {own.shape[1]}, {own.dtype}, {own.device}; use plan.to(...) or another bank"
                 )
+
+    def _check_shared_rows(self, plan: SteeringPlan) -> None:
+        shared = [(i, self._row_of[f]) for i, f in enumerate(plan.features.tolist()) if f in self._row_of]
+        if not shared:
+            return
+        own, held = (self._index(list(numbers)) for numbers in zip(*shared, strict=True))
+        same = (plan.encoder[own] == self.encoder[held]).all(1) & (plan.decoder[own] == self.decoder[held]).all(1)
+        if not same.all():
+            feature = int(plan.features[own[~same][0]])
+            raise ValueError(
+                f"Bank.add: the plan's rows of feature {feature} are not those that the bank holds of it; "
+                "was the plan changed, or its SAE?"
+            )
 
 
 def _check_row_plan(plan: SteeringPlan) -> None:

@@ -200,3 +200,25 @@ def test_in_place_under_autograd():
 def test_features_beyond_the_plans_are_left_alone():
     bank, plans, slots = filled(capacity=F)
     assert bank.encoder[5:].abs().sum() == 0 and len(bank.encoder) == F
+
+
+def test_a_plan_goes_into_the_slot_that_is_named():
+    sae = make_sae()
+    bank = ss.Bank(sae, capacity=8, slots=4)
+    assert bank.add(sae.plan(ss.Edit.set({3: 1.0})), 2) == 2
+    with pytest.raises(ValueError, match="slot 2 is not an empty one of 4"):
+        bank.add(sae.plan(ss.Edit.set({4: 1.0})), 2)
+    with pytest.raises(ValueError, match="slot 4 is not an empty one of 4"):
+        bank.add(sae.plan(ss.Edit.set({4: 1.0})), 4)
+    assert bank.add(sae.plan(ss.Edit.set({4: 1.0}))) == 0
+
+
+def test_rows_of_a_feature_that_differ_from_the_banks_are_refused():
+    sae = make_sae()
+    bank = ss.Bank(sae, capacity=8, slots=4)
+    bank.add(sae.plan(ss.Edit.set({3: 1.0})))
+    changed = sae.plan(ss.Edit.set({2: 1.0, 3: 2.0}))
+    changed.decoder[1, 0] += 1
+    with pytest.raises(ValueError, match="rows of feature 3 are not those that the bank holds"):
+        bank.add(changed)
+    assert len(bank) == 1

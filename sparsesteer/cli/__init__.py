@@ -2,7 +2,7 @@
 
 import typer
 
-from sparsesteer.cli import bench, demo, features, info, steer, watch
+from sparsesteer.cli import bench, demo, features, info, serve, steer, watch
 
 app = typer.Typer(
     help="Steer language models through their sparse autoencoders.",
@@ -11,7 +11,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (info.info, features.features, steer.steer, watch.watch, demo.demo, bench.bench):
+for command in (info.info, features.features, steer.steer, watch.watch, demo.demo, serve.serve, bench.bench):
     app.command()(command)
 
 

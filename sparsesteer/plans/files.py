@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from sparsesteer._layout import InputNorm, OutputScale
 from sparsesteer.files import DescribedTensors
@@ -19,10 +20,18 @@ _FILE = DescribedTensors("sparsesteer", "a steering plan", "plan.save(path)", ve
 
 def save_plan(plan: SteeringPlan, path: str | os.PathLike) -> Path:
     """Write a plan as one file; returns the path."""
-    tensors = {name: getattr(plan, name) for name in TABLES}
-    if plan.delta_bias is not None:
-        tensors["delta_bias"] = plan.delta_bias
-    description = {
+    return _FILE.save(path, described(plan), tensors_of(plan))
+
+
+def tensors_of(plan: SteeringPlan) -> dict[str, Tensor]:
+    """A plan's tensors by name, on the CPU."""
+    names = TABLES if plan.delta_bias is None else (*TABLES, "delta_bias")
+    return {name: getattr(plan, name).detach().cpu().contiguous() for name in names}
+
+
+def described(plan: SteeringPlan) -> dict[str, Any]:
+    """All of a plan that is no tensor, as plain data."""
+    return {
         "input_norm": plan.input_norm.name,
         "scale_rule": plan.scale_rule.name,
         "gap": float(plan.gap),
@@ -32,7 +41,17 @@ def save_plan(plan: SteeringPlan, path: str | os.PathLike) -> Path:
         "sae_digest": plan.sae_digest,
         "site": vars(plan.site),
     }
-    return _FILE.save(path, description, tensors)
+
+
+def assembled(description: dict, tensors: dict[str, Tensor], where: object) -> SteeringPlan:
+    """A plan from what ``described`` and ``tensors_of`` gave. Raises ValueError for anything else, or NaN in it."""
+    try:
+        tables: dict[str, Any] = {name: tensors[name] for name in TABLES}
+        plan = SteeringPlan(**_described(description), **tables, delta_bias=tensors.get("delta_bias"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where} is not a complete steering plan: {error!r}") from error
+    _check_values(plan, where)
+    return plan.in_order()
 
 
 def load_plan(path: str | os.PathLike, sae: "SAE | None" = None) -> SteeringPlan:
@@ -41,14 +60,7 @@ def load_plan(path: str | os.PathLike, sae: "SAE | None" = None) -> SteeringPlan
     Raises:
         ValueError: not a plan, a truncated file, a newer version, another SAE than the plan was made from.
     """
-    description, tensors = _FILE.load(path)
-    try:
-        tables: dict[str, Any] = {name: tensors[name] for name in TABLES}
-        plan = SteeringPlan(**_described(description), **tables, delta_bias=tensors.get("delta_bias"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a complete steering plan: {error!r}") from error
-    _check_values(plan, path)
-    plan = plan.in_order()
+    plan = assembled(*_FILE.load(path), path)
     return plan if sae is None else plan.with_sae(sae, path)
 
 

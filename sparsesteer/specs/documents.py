@@ -30,7 +30,7 @@ def parts_of(document: dict, where: str) -> dict[str, Any]:
         "model": _text,
         "sae": _sae,
         "site": _site,
-        "positions": _positions,
+        "positions": positions_of,
         "strength": _number,
         "activation": _activation,
         "reconstruct": _flag,
@@ -53,7 +53,7 @@ def document_of(spec: "Spec") -> dict[str, Any]:
         "model": (spec.model, None),
         "sae": (sae, {}),
         "site": (spec.site, None),
-        "positions": (_positions_document(spec.positions), "all"),
+        "positions": (positions_document(spec.positions), "all"),
         "strength": (float(spec.strength), 1.0),
         "activation": (_activation_document(spec.activation), None),
         "reconstruct": (spec.reconstruct, False),
@@ -137,7 +137,8 @@ def _site(value: Any, where: str) -> int | str:
     return value
 
 
-def _positions(value: Any, where: str) -> str | list[int] | slice:
+def positions_of(value: Any, where: str) -> str | list[int] | slice:
+    """Positions from their form as plain data. Raises ValueError that names the place in the document."""
     if isinstance(value, str) and value in NAMES:
         return value
     if isinstance(value, list):
@@ -149,7 +150,8 @@ def _positions(value: Any, where: str) -> str | list[int] | slice:
     raise _wrong(where, f"{', '.join(NAMES)}, a list of whole numbers, or {{start, stop}}", value)
 
 
-def _positions_document(positions: Any) -> Any:
+def positions_document(positions: Any) -> Any:
+    """Positions as plain data. Raises TypeError, ValueError for those that have no such form: masks, steps."""
     if isinstance(positions, slice):
         if positions.step not in (None, 1):
             raise ValueError(f"a spec's positions are a slice without a step, got {positions}")

@@ -1,0 +1,7 @@
+"""Per-request steering inside vLLM: each request of a continuous batch follows a spec of its own."""
+
+from sparsesteer.serving.registration import register, remove, status
+from sparsesteer.serving.served_spec import ServedSpec
+from sparsesteer.serving.spec_store import SpecStore
+
+__all__ = ["ServedSpec", "SpecStore", "register", "remove", "status"]

@@ -1,0 +1,77 @@
+"""Steered requests of one continuous batch, token by token what Hugging Face generates under the hook."""
+
+import pytest
+import vllm_engine
+from serving_cases import expected
+from vllm_engine import NEW, WISHES, engine, generate, tokens
+
+from sparsesteer.serving import remove, status
+
+files, wanted = vllm_engine.files, vllm_engine.wanted
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("one_thread")]
+
+
+@pytest.fixture(scope="module")
+def llm(files):
+    with engine(files[1], max_num_batched_tokens=64) as started:  # prompts come in chunks
+        yield started
+
+
+def test_steering_shows_in_the_expected_tokens(files, wanted):
+    """Else the tests below would say nothing."""
+    for prompt, wish, want in zip(*wanted[:1], WISHES, wanted[1], strict=True):
+        assert (want != expected(files[0], prompt, None, NEW)) == (wish is not None), wish
+
+
+def test_a_mixed_batch_is_token_exact_round_after_round(llm, wanted):
+    for _ in range(2):  # the second time from the prefix cache
+        assert tokens(generate(llm, wanted[0], WISHES, NEW)) == wanted[1]
+    assert status(llm)["unsteered_requests"] == 0
+
+
+@pytest.mark.parametrize("wish", ["nobody", "set@", "set@1e9", 3, {"id": "x"}, "indices"])
+def test_the_front_end_refuses_a_bad_wish_and_the_engine_goes_on(llm, wanted, wish):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="sparsesteer"):
+        generate(llm, [[5, 6]], [wish], 2)
+    assert tokens(generate(llm, wanted[0][:3], WISHES[:3], NEW)) == wanted[1][:3]
+
+
+def test_the_core_refuses_what_no_front_end_looked_at(llm, wanted):
+    """A front end that runs no Python, or a spec that went meanwhile; the engine's process answers with an error."""
+    core = llm.llm_engine.engine_core.engine_core
+    for wish, error in (("nobody", KeyError), ("indices", ValueError), ({"id": "x"}, ValueError)):
+        params = vllm_engine.vllm.SamplingParams(extra_args={"sparsesteer": wish})
+        request = llm.llm_engine.input_processor.process_inputs(
+            "r", {"prompt_token_ids": [5, 6]}, vllm_engine.vllm.SamplingParams(), ("generate",)
+        )
+        request.sampling_params = params
+        with pytest.raises(error, match="no spec 'nobody'|index 2 is outside a prompt of 2|should be text"):
+            core.preprocess_add_request(request)
+    assert tokens(generate(llm, wanted[0][:3], WISHES[:3], NEW)) == wanted[1][:3]
+
+
+def test_the_worker_lives_on_when_it_cannot_steer(llm, wanted, monkeypatch, caplog):
+    """It never comes to that unless the core's books are wrong; then the request is counted and named."""
+    from sparsesteer.serving import residency
+
+    def no_room(*args):
+        raise residency.NoRoom("no room")
+
+    before = status(llm)["unsteered_requests"]
+    with monkeypatch.context() as patched:
+        patched.setattr(residency.Residency, "acquire", no_room)
+        generate(llm, wanted[0][:2], WISHES[:2], 2)
+    assert status(llm)["unsteered_requests"] == before + 1
+    assert "is not steered: no room" in caplog.text
+    assert tokens(generate(llm, wanted[0][:3], WISHES[:3], NEW)) == wanted[1][:3]
+
+
+def test_a_removed_spec_is_refused_and_nothing_is_left_in_use(llm):
+    remove(llm, "last")
+    with pytest.raises(Exception, match="no spec 'last'"):
+        generate(llm, [[5, 6, 7]], ["last"], 2)
+    generate(llm, [[5, 6, 7]], [None], 1)
+    figures = status(llm)
+    assert figures["in_use"] == 0 and figures["core"]["requests"] == 0
