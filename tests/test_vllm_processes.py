@@ -59,7 +59,7 @@ def run(folder, files, wanted, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),  # the server runs so too
         pytest.param(
             {"tensor_parallel_size": 2}, marks=pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="1 core")
         ),

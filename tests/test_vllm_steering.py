@@ -75,3 +75,17 @@ def test_a_removed_spec_is_refused_and_nothing_is_left_in_use(llm):
     generate(llm, [[5, 6, 7]], [None], 1)
     figures = status(llm)
     assert figures["in_use"] == 0 and figures["core"]["requests"] == 0
+
+
+def test_a_vllm_that_is_not_as_it_was_tried_refuses_steered_requests_alone(llm):
+    from sparsesteer.serving import vllm_frontend
+
+    processor = llm.llm_engine.input_processor
+    refuse = vllm_frontend.refuse_all(["x takes y"])
+    for wish in (None, "set"):
+        params = vllm_engine.vllm.SamplingParams(extra_args=None if wish is None else {"sparsesteer": wish})
+        if wish is None:
+            assert refuse(lambda *args: "validated", processor, params) == "validated"
+        else:
+            with pytest.raises(Exception, match="this version of vLLM cannot be steered: x takes y"):
+                refuse(lambda *args: "validated", processor, params)
