@@ -6,6 +6,7 @@ from sparsesteer.bank import Bank
 from sparsesteer.edits import Edit
 from sparsesteer.explanations import Explanations
 from sparsesteer.hooks import steer
+from sparsesteer.methods.information import mutual_information
 from sparsesteer.model.chat_templates import template_tokens
 from sparsesteer.neuronpedia import NeuronpediaFeature
 from sparsesteer.ops import SparseCodes
@@ -37,6 +38,7 @@ __all__ = [
     "SteeringPlan",
     "TopK",
     "load_spec",
+    "mutual_information",
     "ops",
     "record",
     "save_gguf",
