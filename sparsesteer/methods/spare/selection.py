@@ -1,4 +1,4 @@
-"""Which features are steered, and which behaviour each belongs to (section 3.2)."""
+"""Which features are steered, and which behaviour each belongs to."""
 
 from dataclasses import dataclass
 

@@ -2,13 +2,16 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from sparsesteer.edits import Edit
+from sparsesteer.methods.information import RandomState
 from sparsesteer.methods.spare import files
+from sparsesteer.methods.spare.fitting import fit_statistics
+from sparsesteer.methods.spare.measuring import Estimate
 from sparsesteer.methods.spare.selection import Selection
 from sparsesteer.methods.spare.statistics import FORMS, SIDES, FeatureStatistics, plan
 from sparsesteer.sae import SAE
@@ -41,6 +44,61 @@ class SPARE:
     ) -> None:
         self.saes, self.statistics = dict(saes), dict(statistics)
         self.selection, self.about = selection, dict(about or {})
+
+    @classmethod
+    def fit(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        saes: SAE | Sequence[SAE] | Mapping[Any, SAE],
+        examples: Iterable[Any],
+        layers: Any = None,
+        *,
+        k: int | None = None,
+        share: float | None = None,
+        means: str = "plain",
+        estimator: str = "knn",
+        n_neighbors: int = 3,
+        random_state: RandomState = 0,
+        max_new_tokens: int = 12,
+        batch_size: int = 8,
+        folder: str | os.PathLike | None = None,
+        progress: bool = True,
+    ) -> "SPARE":
+        """From a model's greedy answers to questions whose context contradicts what it remembers.
+
+        A prompt is "context: ...\\nquestion: ...\\nanswer:" behind its demonstrations. An answer, its first line,
+        counts for the context if it is one of ``sub_answer``, for memory if one of ``org_answer`` (but for case,
+        punctuation, articles, spaces), else not at all. The states at the last token of the prompts are kept, [n, D]
+        for each site; codes are made of them for some thousand features at a time.
+
+        Args:
+            model: of transformers, in evaluation mode.
+            saes: the SAE, whose site is known; several; or {site: SAE}.
+            examples: mappings with question, sub_context, sub_answer, org_answer (NQ-Swap's names; an answer is a text
+                or a list of texts that are all right) and perhaps demonstrations, mappings with context, question and
+                answer. ``sparsesteer.methods.spare.with_demonstrations`` adds these as the authors do.
+            layers: which of the sites; all by default.
+            k, share: how many features are selected, as in ``from_statistics``.
+            means: functional values as "plain" means, or weighted by "confidence", which takes two more passes for
+                each answer; in the authors' data the weights are almost equal.
+            estimator, n_neighbors, random_state: of ``ss.mutual_information``.
+            batch_size: prompts that are answered together, padded on the left.
+            folder: where what is collected is kept, in parts. The same call goes on where one was interrupted, and
+                one for the same model, sites and examples reads all of it.
+            progress: a bar on stderr, where that is a terminal.
+
+        Raises:
+            ValueError, TypeError: arguments that do not fit; a site that the model lacks; answers of one kind only, or
+                too few; states or codes that are NaN or infinite; a folder of another collection.
+        """
+        selection = Selection(k, share)
+        estimate = Estimate(estimator, n_neighbors, random_state)
+        found = fit_statistics(
+            model, tokenizer, saes, examples, layers, estimate, means, max_new_tokens, batch_size, folder, progress
+        )
+        chosen, statistics, about = found
+        return cls(chosen, statistics, selection, about)
 
     @classmethod
     def from_statistics(

@@ -1,4 +1,4 @@
-"""What SPARE knows of the features of one SAE, and the edit that follows from it (section 3.3)."""
+"""What SPARE knows of the features of one SAE, and the edit that follows from it."""
 
 from dataclasses import dataclass, fields
 
@@ -74,7 +74,7 @@ def added(mean: float, alpha: float, form: str) -> tuple[float, float, float, fl
 
 
 def steered_activation(sae: SAE) -> Activation:
-    """An SAE's own, but ReLU in place of TopK: codes are collected and edited without the mask (section 3)."""
+    """An SAE's own, but ReLU in place of TopK: codes are collected and edited without the mask."""
     return ReLU() if sae.k else sae.activation
 
 
