@@ -28,9 +28,10 @@ def mutual_information(
     """The mutual information [F] of every feature's activation with labels, in nats, fp64, on the CPU.
 
     "knn" is the estimate of Ross (2014) from nearest neighbours, as ``mutual_info_classif`` of scikit-learn computes
-    it for dense codes: the same numbers as it gives for one block of features after the other with this
-    ``random_state``. It breaks ties by tiny noise, and so tells dead features a little above 0 too: of 131,072 of them
-    the noise makes a sum to reckon with.
+    it for dense codes: the numbers that it gives for one block of features after the other with this ``random_state``.
+    (In classes of at most 2 n_neighbors + 1 samples it measures distances more coarsely than its noise is, and differs
+    in the third decimal.) Tiny noise sets equal values apart, and so a dead feature gets a little information as well:
+    where most are dead, most of the sum.
 
     "histogram" is the plug-in estimate from counts: 0 is a bin of its own, what is not 0 falls in ``n_bins`` equal
     steps from a feature's smallest to its largest. A dead feature has exactly 0. It is too high by about
@@ -41,7 +42,7 @@ def mutual_information(
         labels: [n], whole numbers, bools or text.
         n_neighbors: of "knn"; in a class of fewer samples as many as there are. A class of one sample is left out.
         random_state: seed of the noise, the same for every block; a RandomState goes on from block to block.
-        block: features that share one draw of noise, and that are dense at a time.
+        block: features that are dense at a time; every block of one width has the same noise.
         n_features: F of SparseCodes, which do not say it; by default the highest index + 1.
 
     Raises:
