@@ -36,6 +36,15 @@ def test_odd_shapes_in_fp32_with_samples_left_out(n, f, n_classes):
     torch.testing.assert_close(_native.extension.mutual_information(columns, y, *rest, 3), want, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["of few values", "constant", "dead", "dense"])
+@pytest.mark.parametrize("n_neighbors", [1, 20])
+def test_without_noise_many_are_equally_far(kind, n_neighbors):
+    columns, y, noise, order, rows = arguments(kind, n=150)
+    given = columns, y, torch.zeros_like(noise), order, rows
+    want = reference.mutual_information(*given, n_neighbors)
+    torch.testing.assert_close(_native.extension.mutual_information(*given, n_neighbors), want, rtol=0, atol=1e-12)
+
+
 def test_is_deterministic_over_threads():
     given, before = arguments(f=300), torch.get_num_threads()
     many = _native.extension.mutual_information(*given, 3)

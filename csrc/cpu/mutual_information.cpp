@@ -10,6 +10,7 @@
 
 #include "../check.h"
 #include "../ops.h"
+#include "pairwise_sum.h"
 
 namespace sparsesteer {
 
@@ -17,27 +18,8 @@ namespace {
 
 constexpr double kNoise = 1e-10;                                           // of a column whose mean size is 1
 constexpr double kConstant = 10 * std::numeric_limits<double>::epsilon();  // a standard deviation that is none
-
-// numpy's sum over contiguous numbers, in its order: a last bit decides between neighbours that are equally far.
-double pairwise_sum(const double* x, int64_t n) {
-  if (n > 128) {
-    const int64_t half = n / 2 - n / 2 % 8;
-    return pairwise_sum(x, half) + pairwise_sum(x + half, n - half);
-  }
-  if (n < 8) {
-    double sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += x[i];
-    return sum;
-  }
-  double r[8];
-  std::copy(x, x + 8, r);
-  int64_t i = 8;
-  for (; i + 8 <= n; i += 8)
-    for (int j = 0; j < 8; ++j) r[j] += x[i + j];
-  double sum = ((r[0] + r[1]) + (r[2] + r[3])) + ((r[4] + r[5]) + (r[6] + r[7]));
-  for (; i < n; ++i) sum += x[i];
-  return sum;
-}
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr int kNear = 8;  // samples on either side that are looked at first
 
 // The largest number below a distance, itself if it is 0.
 double just_below(double distance) {
@@ -86,8 +68,16 @@ struct Classes {
 class Estimator {
  public:
   explicit Estimator(const Classes& classes)
-      : classes(classes), n(classes.labels.size()), x(n), buffer(n), of_class(n), radius(n) {
-    sorted.reserve(n), silent.reserve(n), active.reserve(n);
+      : classes(classes),
+        n(classes.labels.size()),
+        x(n),
+        buffer(n),
+        padded(n + 2 * kNear, kInfinity),
+        of_class(n),
+        place(n),
+        radius(n),
+        ends(classes.counts.size()) {
+    silent.reserve(n), active.reserve(n), sorted.reserve(n);
   }
 
   // noise [n] and its rising order.
@@ -96,9 +86,15 @@ class Estimator {
     std::copy(column, column + n, x.begin());
     scale();
     sort_with_noise(noise, order);
+    part_classes();
     double of_neighbours = 0;
-    for (size_t label = 0; label < classes.counts.size(); ++label)
-      if (classes.counts[label]) of_neighbours += digammas_of_class(int32_t(label));
+    for (size_t label = 0; label < ends.size(); ++label) {
+      const int64_t count = classes.counts[label], first = ends[label] - count;
+      if (count == 0) continue;
+      find_radii(of_class.data() + first, count, radius.data() + first);
+      for (int64_t i = first; i < ends[label]; ++i)
+        of_neighbours += classes.digammas[samples_within(place[i], radius[i])];
+    }
     return std::max(0.0, classes.of_counts - of_neighbours / double(classes.n_counted));
   }
 
@@ -129,40 +125,52 @@ class Estimator {
     std::merge(silent.begin(), silent.end(), active.begin(), active.end(), sorted.begin(), below);
   }
 
-  // The sum over a class of digamma(samples of any class closer than the n-th neighbour within it, itself counted).
-  double digammas_of_class(int32_t label) {
-    int64_t count = 0;
-    for (const Sample& sample : sorted)
-      if (sample.label == label) of_class[count++] = sample.value;
-    find_radii(count);
-    double sum = 0;
-    int64_t first = 0, end = 0;  // of the samples within the radius; they move on as the class's samples rise
-    const int64_t all = sorted.size();
-    for (int64_t i = 0; i < count; ++i) {
-      const double value = of_class[i], r = radius[i];
-      while (first > 0 && value - sorted[first - 1].value <= r) --first;
-      while (value - sorted[first].value > r) ++first;
-      while (end > 0 && sorted[end - 1].value - value > r) --end;
-      while (end < all && sorted[end].value - value <= r) ++end;
-      sum += classes.digammas[end - first];
+  // The values of each class in a row, and where each stands among all.
+  void part_classes() {
+    int64_t begin = 0;
+    for (size_t label = 0; label < ends.size(); ++label) ends[label] = begin, begin += classes.counts[label];
+    double* all = padded.data() + kNear;
+    for (int64_t i = 0; i < classes.n_counted; ++i) {
+      const int64_t to = ends[sorted[i].label]++;
+      of_class[to] = all[i] = sorted[i].value;
+      place[to] = i;
     }
-    return sum;
   }
 
-  // Just below the distance to the k-th neighbour: of all k + 1 in a row, those that reach the least far.
-  void find_radii(int64_t count) {
+  // Just below the distance to the k-th neighbour: of all k + 1 in a row around it, those that reach the least far.
+  void find_radii(const double* v, int64_t count, double* found) const {
     const int64_t k = classes.neighbors(count);
-    const double* v = of_class.data();
-    for (int64_t i = 0, first = 0; i < count; ++i) {
-      while (first < i && first + k + 1 < count && v[first + k + 1] - v[i] < v[i] - v[first]) ++first;
-      radius[i] = just_below(std::max(v[i] - v[first], v[first + k] - v[i]));
+    for (int64_t i = 0; i < count; ++i) {
+      double least = kInfinity;
+      for (int64_t first = std::max<int64_t>(0, i - k); first <= std::min(i, count - 1 - k); ++first)
+        least = std::min(least, std::max(v[i] - v[first], v[first + k] - v[i]));
+      found[i] = just_below(least);
     }
+  }
+
+  // How many of all are no further than r from the one at a place, itself counted. Few are: the nearest are compared
+  // without branches, and only where one of the last of these is within, those beyond.
+  int64_t samples_within(int64_t i, double r) const {
+    const double* nearest = padded.data() + i;  // kNear before it, itself and kNear - 1 behind it
+    const double value = nearest[kNear];
+    int64_t count = 0;
+    for (int j = 0; j < 2 * kNear; ++j) count += std::abs(nearest[j] - value) <= r;
+    const double *left = nearest, *right = nearest + 2 * kNear - 1;
+    const double *begin = padded.data() + kNear, *last = begin + classes.n_counted - 1;
+    for (; left > begin && value - left[0] <= r && value - left[-1] <= r; --left) ++count;
+    for (; right < last && right[0] - value <= r && right[1] - value <= r; ++right) ++count;
+    return count;
   }
 
   const Classes& classes;
   const int64_t n;
-  std::vector<double> x, buffer, of_class, radius;
-  std::vector<Sample> sorted, silent, active;
+  std::vector<double> x, buffer;
+  std::vector<double> padded;  // all that are counted, risen, between kNear that are infinitely far
+  std::vector<double> of_class;
+  std::vector<int64_t> place;
+  std::vector<double> radius;
+  std::vector<int64_t> ends;  // of each class in the three before
+  std::vector<Sample> silent, active, sorted;
 };
 
 template <typename T>
