@@ -15,7 +15,7 @@ from sparsesteer.methods.spare.statistics import FeatureStatistics, steered_acti
 from sparsesteer.sae import SAE
 
 BLOCK = 1024  # features that share the noise of "knn"
-BAND_BYTES = 128 << 20  # of codes that are there at a time
+BAND_BYTES = 64 << 20  # of codes that are there at a time
 
 
 @dataclass(frozen=True)
