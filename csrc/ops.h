@@ -67,6 +67,12 @@ at::Tensor steer_reconstruct(const at::Tensor& x, const at::Tensor& into, const 
                              const std::optional<at::Tensor>& token_strength, double strength, int64_t input_norm,
                              bool preserve_norm);
 
+// [f] in nats, of columns [f, n] with labels int32 [n] (-1: left out); no op of torch's, nothing of it is
+// differentiable. noise [w, n] and its rising order int32 [w, n]; noise_rows int64 [f]: the row of them that each
+// column takes.
+at::Tensor mutual_information(const at::Tensor& columns, const at::Tensor& labels, const at::Tensor& noise,
+                              const at::Tensor& order, const at::Tensor& noise_rows, int64_t n_neighbors);
+
 // steer of h [..., d] without the dispatcher; nothing if the call needs it (gradients, tracing, tensor subclasses,
 // arguments that do not fit and deserve a message).
 std::optional<at::Tensor> steer_eager(const at::Tensor& h, const std::optional<at::Tensor>& into,

@@ -61,6 +61,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("steer_topk", &sparsesteer::steer_topk, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("activations", &sparsesteer::activations, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("activations_topk", &sparsesteer::activations_topk, pybind11::call_guard<pybind11::gil_scoped_release>());
+  m.def("mutual_information", &sparsesteer::mutual_information, pybind11::call_guard<pybind11::gil_scoped_release>());
 #ifdef SPARSESTEER_CUDA
   sparsesteer::cuda::bind(m);
 #endif

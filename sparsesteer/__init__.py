@@ -6,6 +6,8 @@ from sparsesteer.bank import Bank
 from sparsesteer.edits import Edit
 from sparsesteer.explanations import Explanations
 from sparsesteer.hooks import steer
+from sparsesteer.methods.information import mutual_information
+from sparsesteer.methods.spare import SPARE
 from sparsesteer.model.chat_templates import template_tokens
 from sparsesteer.neuronpedia import NeuronpediaFeature
 from sparsesteer.ops import SparseCodes
@@ -20,6 +22,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SAE",
+    "SPARE",
     "Bank",
     "Edit",
     "Explanations",
@@ -37,6 +40,7 @@ __all__ = [
     "SteeringPlan",
     "TopK",
     "load_spec",
+    "mutual_information",
     "ops",
     "record",
     "save_gguf",

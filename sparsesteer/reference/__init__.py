@@ -13,6 +13,7 @@ from sparsesteer.reference.codes import (
     encode_screened,
     rank_within,
 )
+from sparsesteer.reference.information import mutual_information
 from sparsesteer.reference.rules import (
     activate,
     apply_deltas,
@@ -40,6 +41,7 @@ __all__ = [
     "encode_screened",
     "inactive_deltas",
     "input_scale",
+    "mutual_information",
     "output_scale",
     "rank_within",
     "read_input",

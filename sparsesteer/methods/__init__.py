@@ -1,0 +1,1 @@
+"""Published methods: from data to edits."""
