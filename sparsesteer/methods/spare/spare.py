@@ -79,10 +79,13 @@ class SPARE:
                 or a list of texts that are all right) and perhaps demonstrations, mappings with context, question and
                 answer. ``sparsesteer.methods.spare.with_demonstrations`` adds these as the authors do.
             layers: which of the sites; all by default.
-            k, share: how many features are selected, as in ``from_statistics``.
+            k: how many features are selected, as in ``from_statistics``.
+            share: the same as a share of the information.
             means: functional values as "plain" means, or weighted by "confidence", which takes two more passes for
                 each answer; in the authors' data the weights are almost equal.
-            estimator, n_neighbors, random_state: of ``ss.mutual_information``.
+            estimator: of ``ss.mutual_information``, as are the next two.
+            n_neighbors: k of the estimator "knn".
+            random_state: of its noise.
             batch_size: prompts that are answered together, padded on the left.
             folder: where what is collected is kept, in parts. The same call goes on where one was interrupted, and
                 one for the same model, sites and examples reads all of it.
