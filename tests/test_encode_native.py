@@ -171,9 +171,10 @@ def test_negative_zero_ties_with_zero():
 
 @pytest.mark.parametrize("k", [0, 9])
 @pytest.mark.parametrize("n", [1, 7, 130])
+@pytest.mark.parametrize("d", [77, 900])  # within a chunk of columns (packed_dots.h), and beyond
 @pytest.mark.parametrize("dtypes", [{}, BF16], ids=["fp32", "bf16"])
-def test_same_bits_in_any_batch_and_number_of_threads(n, k, dtypes):
-    given = encode_arguments(n, 77, 150, k, 20, input_norm=InputNorm.LAYER_NORM, **dtypes)
+def test_same_bits_in_any_batch_and_number_of_threads(n, d, k, dtypes):
+    given = encode_arguments(n, d, 150, k, 20, input_norm=InputNorm.LAYER_NORM, **dtypes)
     whole = run(given)
     threads = torch.get_num_threads()
     try:

@@ -95,9 +95,11 @@ def test_nothing_to_do(n, m):
     torch.testing.assert_close(run(given), given["into"] + 0.75 * given["delta_bias"])
 
 
+# the wide one is more than a chunk of columns and a band of rows (packed_dots.h, dense_sums.h)
+@pytest.mark.parametrize("m, d", ((40, 200), (130, 450)))
 @pytest.mark.parametrize("n", (1, 3, 70, 140))
-def test_same_bits_in_any_batch_and_number_of_threads(n):
-    given = arguments(n, 40, 200, input_norm=InputNorm.LAYER_NORM, scale_rule=OutputScale.STD)
+def test_same_bits_in_any_batch_and_number_of_threads(n, m, d):
+    given = arguments(n, m, d, input_norm=InputNorm.LAYER_NORM, scale_rule=OutputScale.STD)
     whole = run(given)
     threads = torch.get_num_threads()
     try:

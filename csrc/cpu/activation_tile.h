@@ -1,7 +1,7 @@
 // The activations of M rows on one tile of tokens: read, encode, activate.
 #pragma once
 
-#include "dot_block.h"
+#include "packed_dots.h"
 #include "row_rules.h"
 #include "shares.h"
 #include "token_rows.h"
@@ -9,7 +9,8 @@
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
-constexpr int64_t kMostTokens = 64;  // of a tile
+constexpr int64_t kMostTokens = 96;  // of a tile
+constexpr int64_t kPackedRows = 32;  // from so many rows on packing the tokens pays
 
 template <typename T, typename R, typename C>
 class ActivationTile {
@@ -21,7 +22,7 @@ class ActivationTile {
     return room<C>(padded(tokens) * a.m) + 3 * room<C>(padded(tokens));
   }
   static size_t own_bytes(const SteerArgs& a, int64_t tokens) {
-    return room<C>(reads_scratch(a) ? tokens * a.d : 0) + room<C*>(tokens);
+    return room<C>(reads_scratch(a) ? tokens * a.d : 0) + room<C*>(tokens) + packed_bytes(a, tokens);
   }
 
   // tokens: the numbers of the tile's tokens, all of strength other than 0. Every thread has a tile, with `own` for
@@ -34,7 +35,8 @@ class ActivationTile {
       return p;
     };
     delta = take(stride * a.m), scale_in = take(stride), scale_out = take(stride), strength = take(stride);
-    x = reinterpret_cast<const C**>(own), copies = reinterpret_cast<C*>(own + room<C*>(n));
+    x = reinterpret_cast<const C**>(own), packed = own + room<C*>(n);
+    copies = reinterpret_cast<C*>(packed + packed_bytes(a, n));
   }
 
   // All tokens in the compute type.
@@ -70,10 +72,7 @@ class ActivationTile {
         for (int64_t t = 0; t < n; ++t) delta[j * stride + t] = given[t * a.m + j];
       return;
     }
-    if (n == 1)
-      for (; j + kRowGroupOneToken <= j1; j += kRowGroupOneToken) encode_rows<kRowGroupOneToken>(j);
-    for (; j + kRowGroup <= j1; j += kRowGroup) encode_rows<kRowGroup>(j);
-    for (; j < j1; ++j) encode_rows<1>(j);
+    n < kPackedTokens || j1 - j0 < kPackedRows ? encode(j0, j1) : encode_packed(j0, j1);
     for (j = j0; j < j1; ++j) activate_products(table_row(j), scale_in, n, delta + j * stride);
   }
 
@@ -97,19 +96,39 @@ class ActivationTile {
  private:
   static bool reads_scratch(const SteerArgs& a) { return sizeof(T) != sizeof(C) || a.residual; }
 
-  template <int JR>
-  void encode_rows(int64_t j) {
-    const R* row[JR];
-    for (int i = 0; i < JR; ++i) row[i] = static_cast<const R*>(a.encoder) + bank_row(j + i) * a.d;
-    int64_t t = 0;
-    for (; t + kTokenGroup <= n; t += kTokenGroup)
-      dot_block<C, JR, kTokenGroup>(x + t, row, a.d, delta + j * stride + t, stride, 1);
-    if constexpr (kTokenGroup > 2)
-      for (; t + 2 <= n; t += 2) dot_block<C, JR, 2>(x + t, row, a.d, delta + j * stride + t, stride, 1);
-    for (; t < n; ++t) dot_block<C, JR, 1>(x + t, row, a.d, delta + j * stride + t, stride, 1);
+  // Rows [j0, j1) for few tokens.
+  void encode(int64_t j0, int64_t j1) {
+    const auto block = [&](int64_t t, int64_t j, auto tokens, auto size) {
+      const R* rows[size];
+      for (int i = 0; i < size; ++i) rows[i] = encoder_row(j + i);
+      dot_block<C, size, tokens>(x + t, rows, a.d, delta + j * stride + t, stride, 1);
+    };
+    constexpr auto one = std::integral_constant<int, 1>();
+    if (n == 1)
+      return each_group<kRowGroupOneToken>(j1 - j0, [&](int64_t j, auto size) { block(0, j0 + j, one, size); });
+    each_group<kRowGroup>(j1 - j0, [&](int64_t j, auto size) {
+      each_group<kTokenGroup>(n, [&](int64_t t, auto tokens) { block(t, j0 + j, tokens, size); });
+    });
+  }
+
+  void encode_packed(int64_t j0, int64_t j1) {
+    PackedTokens<C, C, R> tokens(x, n, a.d, packed);
+    const R* rows[kTileFeatures];
+    for (int64_t j = j0; j < j1; j += kTileFeatures) {
+      const int64_t count = std::min(kTileFeatures, j1 - j);
+      for (int64_t i = 0; i < count; ++i) rows[i] = encoder_row(j + i);
+      tokens.dots(rows, count, delta + j * stride, stride, 1);
+    }
+  }
+
+  const R* encoder_row(int64_t j) const { return static_cast<const R*>(a.encoder) + bank_row(j) * a.d; }
+
+  static size_t packed_bytes(const SteerArgs& a, int64_t tokens) {
+    return tokens < kPackedTokens || a.m < kPackedRows ? 0 : PackedTokens<C, C, R>::bytes(tokens, a.d);
   }
 
   C* copies;
+  char* packed;
   const C** x;
 };
 

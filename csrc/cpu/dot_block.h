@@ -7,7 +7,7 @@
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
-constexpr int kTokenGroup = SPARSESTEER_VECTOR_BYTES == 64 ? 6 : 2;  // accumulators of a block fit the registers
+constexpr int kTokenGroup = SPARSESTEER_VECTOR_BYTES == 64 ? 6 : 3;  // accumulators of a block fit the registers
 constexpr int kRowGroup = 4;
 constexpr int kRowGroupOneToken = 8;
 

@@ -11,8 +11,6 @@
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
-constexpr int64_t kOwnTokens = 48;  // from so many tokens for each thread on, every thread encodes its own
-
 // Finds the `limit` best candidates of every token and hands them, unsorted, to emit(i, keys, count) with i in
 // [0, args.n) and the number of all active features (without k).
 // bars: [n] the values that a token's candidates have to exceed, or null.
@@ -25,7 +23,7 @@ class EncodeRun {
       : a(args), limit(limit), bars(bars), emit(std::move(emit)) {}
 
   void operator()(int threads) const {
-    if (threads > 1 && a.n < threads * kOwnTokens) return run_shared(threads);
+    if (threads > 1 && a.n <= kPanelTokens) return run_shared(threads);
 #pragma omp parallel num_threads(threads)
     run_panels(share(a.n, omp_get_num_threads(), omp_get_thread_num(), kTokenGroup));
   }

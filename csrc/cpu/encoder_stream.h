@@ -6,13 +6,13 @@
 #include <vector>
 
 #include "codes.h"
-#include "dot_block.h"
+#include "packed_dots.h"
+#include "shares.h"
 #include "token_rows.h"
 #include "token_scales.h"
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
-constexpr int64_t kTileFeatures = 16;
 constexpr int64_t kPanelTokens = 264;  // of one thread: a tile of features in L1 serves so many
 
 // True if bf16 tokens are multiplied with rows of type R as they are.
@@ -82,37 +82,17 @@ class Panel {
   std::vector<const BFloat16*> bf16;  // the tokens themselves, where they are bf16 and nothing is added
 };
 
-// z[t * kTileFeatures + j] of JR encoder rows and tokens [t, t1).
-template <int JR, typename C, typename X, typename R>
-SPARSESTEER_INLINE void dot_rows(const X* const* x, int64_t t, int64_t t1, const R* const* rows, int64_t d, C* z) {
-  const auto group = [&](auto size) {
-    constexpr int tokens = decltype(size)::value;
-    for (; t + tokens <= t1; t += tokens)
-      dot_block<C, JR, tokens>(x + t, rows, d, z + t * kTileFeatures, 1, kTileFeatures);
-  };
-  if constexpr (kTokenGroup > 4) group(std::integral_constant<int, 4>());
-  group(std::integral_constant<int, 2>());
-  group(std::integral_constant<int, 1>());
-}
-
-// z[t][j] = x[t] . row j for n tokens and the `count` rows of a tile.
+// z[t][j] = x[t] . row j for n tokens, few of them, and the `count` rows of a tile.
 template <typename C, typename X, typename R>
 void dot_tile(const X* const* x, int64_t n, const R* const* rows, int64_t count, int64_t d, C* z) {
-  int64_t t = 0;
-  for (; t + kTokenGroup <= n; t += kTokenGroup) {
-    int64_t j = 0;
-    for (; j + kRowGroup <= count; j += kRowGroup)
-      dot_block<C, kRowGroup, kTokenGroup>(x + t, rows + j, d, z + t * kTileFeatures + j, 1, kTileFeatures);
-    for (; j < count; ++j)
-      dot_block<C, 1, kTokenGroup>(x + t, rows + j, d, z + t * kTileFeatures + j, 1, kTileFeatures);
-  }
-  int64_t j = 0;
-  if (n == 1)
-    for (; j + kRowGroupOneToken <= count; j += kRowGroupOneToken)
-      dot_block<C, kRowGroupOneToken, 1>(x, rows + j, d, z + j, 1, kTileFeatures);
-  if (t == n) return;
-  for (; j + kRowGroup <= count; j += kRowGroup) dot_rows<kRowGroup>(x, t, n, rows + j, d, z + j);
-  for (; j < count; ++j) dot_rows<1>(x, t, n, rows + j, d, z + j);
+  const auto block = [&](int64_t t, int64_t j, auto tokens, auto size) {
+    dot_block<C, size, tokens>(x + t, rows + j, d, z + t * kTileFeatures + j, 1, kTileFeatures);
+  };
+  constexpr auto one = std::integral_constant<int, 1>();
+  if (n == 1) return each_group<kRowGroupOneToken>(count, [&](int64_t j, auto size) { block(0, j, one, size); });
+  each_group<kTokenGroup>(n, [&](int64_t t, auto tokens) {
+    each_group<kRowGroup>(count, [&](int64_t j, auto size) { block(t, j, tokens, size); });
+  });
 }
 
 // go(R()) for the type R of encoder rows.
@@ -130,13 +110,22 @@ void stream(const Panel<C>& panel, const EncodeArgs& a, const int64_t* features,
             Visit&& visit) {
   std::vector<C> z(panel.n * kTileFeatures);
   const R* rows[kTileFeatures];
-  for (int64_t j = begin; j < end; j += kTileFeatures) {
-    const int64_t count = std::min(kTileFeatures, end - j);
-    for (int64_t i = 0; i < count; ++i)
-      rows[i] = static_cast<const R*>(a.encoder) + (features ? features[j + i] : j + i) * a.d;
-    panel.template with_tokens_for<R>([&](auto x) { dot_tile(x, panel.n, rows, count, a.d, z.data()); });
-    visit(j, count, z.data());
-  }
+  const auto each_tile = [&](auto&& multiply) {
+    for (int64_t j = begin; j < end; j += kTileFeatures) {
+      const int64_t count = std::min(kTileFeatures, end - j);
+      for (int64_t i = 0; i < count; ++i)
+        rows[i] = static_cast<const R*>(a.encoder) + (features ? features[j + i] : j + i) * a.d;
+      multiply(count);
+      visit(j, count, z.data());
+    }
+  };
+  panel.template with_tokens_for<R>([&]<typename X>(const X* const* x) {
+    if (panel.n < kPackedTokens)
+      return each_tile([&](int64_t count) { dot_tile(x, panel.n, rows, count, a.d, z.data()); });
+    using Packed = PackedTokens<C, X, R>;
+    Packed packed(x, panel.n, a.d, scratch(Packed::bytes(panel.n, a.d)));
+    each_tile([&](int64_t count) { packed.dots(rows, count, z.data(), 1, kTileFeatures); });
+  });
 }
 
 }  // namespace sparsesteer::SPARSESTEER_ISA

@@ -144,6 +144,13 @@ SPARSESTEER_INLINE void store(Half* p, Vec<float> v) {
 #endif
 }
 
+template <typename C>
+SPARSESTEER_INLINE Vec<C> broadcast(C value) {
+  Vec<C> v;
+  for (int64_t i = 0; i < kLanes<C>; ++i) v[i] = value;
+  return v;
+}
+
 // The first n lanes, the others 0.
 template <typename C, typename S>
 SPARSESTEER_INLINE Vec<C> load_part(const S* p, int64_t n) {

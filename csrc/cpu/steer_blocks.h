@@ -26,10 +26,12 @@ SPARSESTEER_INLINE void sum_block(const R* decoder, int64_t d_out, const C* amou
       const char* next = reinterpret_cast<const char*>(decoder + terms[i + kRowsAhead].row * d_out + c);
       for (int64_t byte = 0; byte < int64_t(CV * kLanes<C> * sizeof(R)); byte += 64) __builtin_prefetch(next + byte);
     }
-    Vec<C> columns[CV];
-    for (int v = 0; v < CV; ++v) columns[v] = load(row + v * kLanes<C>);
-    for (int t = 0; t < TG; ++t)
-      for (int v = 0; v < CV; ++v) y[t][v] += columns[v] * amount[t];
+    Vec<C> taken[TG];
+    for (int t = 0; t < TG; ++t) taken[t] = broadcast(amount[t]);
+    for (int v = 0; v < CV; ++v) {
+      const Vec<C> columns = load(row + v * kLanes<C>);
+      for (int t = 0; t < TG; ++t) y[t][v] += columns * taken[t];
+    }
   }
 }
 

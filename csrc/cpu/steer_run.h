@@ -11,9 +11,9 @@
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
-constexpr int64_t kTileTokens = 48;
-constexpr int64_t kSharedTokens = kMostTokens;  // at most so many tokens are one tile that all threads share
-constexpr int64_t kColumnsTogether = 64;        // a thread's share of columns is a multiple of this
+constexpr int64_t kTileTokens = kMostTokens;
+constexpr int64_t kSharedTokens = 64;     // at most so many tokens are one tile that all threads share
+constexpr int64_t kColumnsTogether = 64;  // a thread's share of columns is a multiple of this
 
 // go(tile, its number of tokens, room for its terms) for the tiles of a range of tokens, which are read.
 template <typename T, typename R, typename C, typename Go>

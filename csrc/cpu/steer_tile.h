@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "activation_tile.h"
-#include "steer_blocks.h"
+#include "dense_sums.h"
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
@@ -18,6 +18,8 @@ class Tile : public ActivationTile<T, R, C> {
   using Base = ActivationTile<T, R, C>;
   using Base::a, Base::tokens, Base::n, Base::stride, Base::delta, Base::scale_out, Base::strength;
   using Base::bank_row, Base::table_row;
+
+  using Dense = DenseSums<C, kMostTokens>;
 
  public:
   // Bytes that a tile of so many tokens needs; as many as the base's beside them for every thread at work on it.
@@ -41,8 +43,11 @@ class Tile : public ActivationTile<T, R, C> {
     Group groups[kMaxGroups];
     int count = 0;
     for (int64_t t = 0; t < n; t += groups[count++].size) groups[count] = group_from(t, terms + count * a.m);
-    const int64_t panel = n == 1 ? c1 - c0 : kColumnGroup * kLanes<C>;
-    for (int64_t c = c0; c < c1; c += panel)
+    int64_t c = c0;
+    if (mostly_changed(groups, count))
+      for (; c + Dense::kColumns <= c1; c += Dense::kColumns) add_panel(groups, count, c);
+    const int64_t panel = n == 1 ? c1 - c : Dense::kColumns;
+    for (; c < c1; c += panel)
       for (int g = 0; g < count; ++g) add_group(groups[g], c, std::min(c1, c + panel));
   }
 
@@ -102,6 +107,24 @@ class Tile : public ActivationTile<T, R, C> {
     return group;
   }
 
+  // True if most rows change most tokens, and copies of them pay.
+  bool mostly_changed(const Group* groups, int count) const {
+    int64_t total = 0;
+    for (int g = 0; g < count; ++g) total += groups[g].n_terms;
+    return n >= kPackedTokens && 2 * total >= count * a.m;
+  }
+
+  // Columns [c, c + Dense::kColumns) of all tokens.
+  void add_panel(const Group* groups, int count, int64_t c) const {
+    Dense dense;
+    const auto sums = dense.sums();
+    start<1, kColumnGroup>(c, kLanes<C>, *reinterpret_cast<Vec<C>(*)[1][kColumnGroup]>(sums));
+    for (int64_t t = 1; t < n; ++t) std::memcpy(sums[t], sums[0], sizeof *sums);
+    dense.add(n, a.m, [&](int64_t j) { return decoder() + bank_row(j) * a.d_out + c; }, delta, stride);
+    for (int g = 0; g < count; ++g)
+      for (int t = 0; t < groups[g].size; ++t) write_token(groups[g], t, c, kLanes<C>, sums[groups[g].t + t]);
+  }
+
   void add_group(const Group& group, int64_t c0, int64_t c1) const {
     if (group.size == kTokenGroup) {
       add_columns<kTokenGroup, kColumnGroup>(group, c0, c1);
@@ -145,20 +168,22 @@ class Tile : public ActivationTile<T, R, C> {
 
   template <int TG, int CV>
   SPARSESTEER_INLINE void write(const Group& group, int64_t c, int64_t count, const Vec<C> (&y)[TG][CV]) const {
-    for (int g = 0; g < TG; ++g) {
-      const int64_t t = group.t + g;
-      if (!group.changes[g]) {
-        copy_row(t, c, c + (CV - 1) * kLanes<C> + count);
-        continue;
-      }
-      for (int v = 0; v < CV; ++v) {
-        const int64_t column = c + v * kLanes<C>;
-        const Vec<C> result = part<C>(into(t) + column, count) + y[g][v] * group.amounts[g];
-        if (a.preserve_norm)
-          put<C>(sums + t * a.d_out + column, result, count);
-        else
-          put<C>(out(t) + column, result, count);
-      }
+    for (int g = 0; g < TG; ++g) write_token(group, g, c, count, y[g]);
+  }
+
+  // What was summed for token g of a group, in CV vectors from column c on, the last one `count` wide.
+  template <int CV>
+  SPARSESTEER_INLINE void write_token(const Group& group, int g, int64_t c, int64_t count,
+                                      const Vec<C> (&y)[CV]) const {
+    const int64_t t = group.t + g;
+    if (!group.changes[g]) return copy_row(t, c, c + (CV - 1) * kLanes<C> + count);
+    for (int v = 0; v < CV; ++v) {
+      const int64_t column = c + v * kLanes<C>;
+      const Vec<C> result = part<C>(into(t) + column, count) + y[v] * group.amounts[g];
+      if (a.preserve_norm)
+        put<C>(sums + t * a.d_out + column, result, count);
+      else
+        put<C>(out(t) + column, result, count);
     }
   }
 
