@@ -9,8 +9,8 @@
 
 namespace sparsesteer::SPARSESTEER_ISA {
 
-constexpr int64_t kMostTokens = 96;  // of a tile
-constexpr int64_t kPackedRows = 32;  // from so many rows on packing the tokens pays
+constexpr int64_t kMostTokens = 132;  // of a tile
+constexpr int64_t kPackedRows = 32;   // from so many rows on packing the tokens pays
 
 template <typename T, typename R, typename C>
 class ActivationTile {

@@ -42,6 +42,7 @@ class DenseSums {
     Vec<C> y[TG][kColumnGroup];  // copied number by number: a block copy would keep it out of the registers
     for (int t = 0; t < TG; ++t)
       for (int v = 0; v < kColumnGroup; ++v) y[t][v] = sums[t][v];
+#pragma GCC unroll 4
     for (int64_t j = 0; j < rows; ++j, amount += stride)
       for (int v = 0; v < kColumnGroup; ++v)
         for (int t = 0; t < TG; ++t) y[t][v] += band[j][v] * amount[t];

@@ -48,9 +48,10 @@ class PackedTokens {
 
   // z[j * row_stride + t * token_stride] = x[t] . rows[j], for count <= kTileFeatures rows.
   void dots(const R* const* rows, int64_t count, C* z, int64_t row_stride, int64_t token_stride) {
+    const int64_t chunks = std::max<int64_t>(1, (steps + kChunk - 1) / kChunk), most = (steps + chunks - 1) / chunks;
     int64_t first = 0;
     do {
-      const int64_t here = std::min(kChunk, steps - first);
+      const int64_t here = std::min(most, steps - first);
       each_group<kRowGroup>(count, [&](int64_t j, auto size) { pack<size>(rows + j, first, here, chunk + j * here); });
       each_group<kTokenGroup>(n, [&](int64_t t, auto group) {
         each_group<kRowGroup>(count, [&](int64_t j, auto size) {
@@ -91,6 +92,7 @@ class PackedTokens {
     Vec<C> total[TG][JR];  // copied number by number: a block copy would keep it out of the registers
     for (int t = 0; t < TG; ++t)
       for (int j = 0; j < JR; ++j) total[t][j] = first ? Vec<C>{} : sums[t * JR + j];
+#pragma GCC unroll 4
     for (int64_t s = 0; s < count; ++s, x += TG, row += JR) {
       Columns token[TG];
       for (int t = 0; t < TG; ++t) token[t] = x[t];
