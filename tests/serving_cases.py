@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import sparsesteer as ss
 from sparsesteer.serving import ServedSpec
@@ -83,16 +83,21 @@ def prompts(count: int, shortest: int = 4, longest: int = 60, seed: int = 3) -> 
 
 def expected(model: LlamaForCausalLM, prompt: list[int], wish: str | None, new_tokens: int) -> list[int]:
     """What Hugging Face generates greedily under the hook."""
+    return greedy(model, prompt, new_tokens, specs(), wish)
+
+
+def greedy(
+    model: PreTrainedModel, prompt: list[int], new_tokens: int, known: dict[str, ServedSpec], wish: str | None
+) -> list[int]:
+    """What Hugging Face generates, under the hook if a wish names one of the specs."""
     ids = torch.tensor([prompt])
     options = {
         "max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0,
         "attention_mask": torch.ones_like(ids),
     }  # fmt: skip
     if wish is None:
-        output = model.generate(ids, **options)
-    else:
-        name, _, strength = wish.partition("@")
-        spec = specs()[name]
-        with ss.steer(model, spec.plans, spec.strength * float(strength or 1), spec.positions):
-            output = model.generate(ids, **options)
-    return output[0, len(prompt) :].tolist()
+        return model.generate(ids, **options)[0, len(prompt) :].tolist()
+    name, _, strength = wish.partition("@")
+    spec = known[name]
+    with ss.steer(model, spec.plans, spec.strength * float(strength or 1), spec.positions):
+        return model.generate(ids, **options)[0, len(prompt) :].tolist()

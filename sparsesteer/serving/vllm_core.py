@@ -31,7 +31,7 @@ def admission_of(core: Any) -> Admission | None:
 def after_init(original: Any, core: Any, *args: Any, **kwargs: Any) -> None:
     """``EngineCore.__init__``: ask the workers while nothing runs yet."""
     original(core, *args, **kwargs)
-    admission_of(core)
+    setattr(core.scheduler, _ATTRIBUTE, admission_of(core))
 
 
 def before_adding(original: Any, core: Any, request: Any) -> Any:
@@ -46,17 +46,29 @@ def before_adding(original: Any, core: Any, request: Any) -> Any:
     if admission is None:
         raise ValueError("this engine was not started with sparsesteer in its additional_config")
     n_prompt = len(request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds)
-    steered = admission.enter(wish, n_prompt)
+    claim = admission.enter(wish, n_prompt)
     params = request.sampling_params.clone()
-    params.extra_args = {**params.extra_args, KEY: steered.document()}
+    params.extra_args = {**params.extra_args, KEY: claim.steered.document()}
     request.sampling_params = params
     try:
         result = original(core, request)
     except BaseException:
-        admission.leave(steered.id)
+        admission.leave(claim)
         raise
-    weakref.finalize(result[0], admission.leave, steered.id)
+    setattr(result[0], _ATTRIBUTE, claim)
+    weakref.finalize(result[0], admission.leave, claim)
     return result
+
+
+def before_scheduling(original: Any, scheduler: Any, request: Any) -> bool:
+    """``Scheduler._handle_blocked_waiting_request``: a request waits, others pass it, until there is room for its spec.
+
+    vLLM asks this of every waiting request in each step, in their order.
+    """
+    claim = getattr(request, _ATTRIBUTE, None)
+    if claim is not None and not getattr(scheduler, _ATTRIBUTE).seat(claim):
+        return False
+    return original(scheduler, request)
 
 
 def around_rpc(original: Any, core: Any, method: Any, timeout: Any = None, args: tuple = (), kwargs: Any = None) -> Any:
