@@ -1,10 +1,9 @@
-"""SmolLM2-135M, the demonstration SAE and a random one, 32 requests, and what Hugging Face answers to each."""
+"""SmolLM2-135M, the demonstration SAE and a random one, 32 requests, and what Hugging Face says of the answers."""
 
 from pathlib import Path
 
 import torch
-from serving_cases import greedy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import sparsesteer as ss
 from sparsesteer.cli.models import DEMO_SAE_FOLDER, SMOLLM2, load_model
@@ -35,8 +34,6 @@ def write_model(folder: Path) -> LlamaForCausalLM:
 
 def prompts(folder: Path) -> list[list[int]]:
     """The beginnings of texts about twelve topics, of 5 to 40 tokens, and two long ones."""
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [tokenizer(text).input_ids for text in TOPICS.values()]
     cut = [texts[i % len(texts)][: 5 + 11 * i % 36] for i in range(len(WISHES) - 2)]
@@ -86,8 +83,3 @@ def specs(model: PreTrainedModel, given: list[list[int]]) -> dict[str, ServedSpe
         "two-sites": ServedSpec({DEMO_BLOCK: demo.plan(loud), RANDOM_BLOCK: strange}),
         "elsewhere": ServedSpec(strange, "all"),
     }
-
-
-def expected(model: PreTrainedModel, known: dict[str, ServedSpec], prompt: list[int], wish: str | None) -> list[int]:
-    """What Hugging Face generates under the hook."""
-    return greedy(model, prompt, NEW, known, wish)

@@ -31,7 +31,9 @@ def config(files):
 
     steering = {"sparsesteer": {"sites": files[1]["sites"]}}
     arguments = {"dtype": "float32", "max_model_len": 128, "max_num_seqs": 8, "max_num_batched_tokens": 128}
-    return EngineArgs(files[1]["model"], skip_tokenizer_init=True, additional_config=steering, **arguments).create_engine_config()
+    return EngineArgs(
+        files[1]["model"], skip_tokenizer_init=True, additional_config=steering, **arguments
+    ).create_engine_config()
 
 
 @pytest.fixture

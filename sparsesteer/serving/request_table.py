@@ -105,7 +105,9 @@ class RequestTable:
 
 def _edges(rows: Mapping[int, Row | None], at_least: int) -> np.ndarray:
     """[rows, edges], filled up with places behind every sequence."""
-    flat = [[] if row is None else [place for window in row.steered.windows for place in window] for row in rows.values()]
+    flat = [
+        [] if row is None else [place for window in row.steered.windows for place in window] for row in rows.values()
+    ]
     edges = np.full((len(flat), max(at_least, *map(len, flat), 0)), END, np.int64)
     for row, places in enumerate(flat):
         edges[row, : len(places)] = places

@@ -49,7 +49,9 @@ def show(status: dict[str, Any]) -> None:
     for name, value in values.items():
         _gauge(name, _FIGURES[name]).set(value)
     for reason, count in core["refused"].items():
-        _gauge("core_refused_requests", "Requests that the core refused, by reason.", "reason").labels(reason).set(count)
+        _gauge("core_refused_requests", "Requests that the core refused, by reason.", "reason").labels(reason).set(
+            count
+        )
 
 
 class FreshFigures:
