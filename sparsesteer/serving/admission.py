@@ -24,6 +24,7 @@ class Demand:
     positions: Any  # as plain data
     strength: float
     features: Mapping[int, frozenset[int]]
+    dose: float = 0.0  # at the spec's own strength
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,7 @@ class Admission:
             strength = demand.strength * wish.strength
             with refusing("strength"):
                 self._limits.check_strength(strength, f"{wish.name}@{wish.strength:g}")
+                self._limits.check_dose(demand.dose * abs(wish.strength), f"{wish.name}@{wish.strength:g}")
             with refusing("positions"):
                 places = windows(spec_documents.positions_of(demand.positions, "positions"), prompt_length)
             self._live[spec_id] += 1

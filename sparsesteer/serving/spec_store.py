@@ -28,6 +28,7 @@ class SpecStore:
         self.limits = limits or Limits()
         self._specs: dict[str, ServedSpec] = {}
         self._names: dict[str, str] = {}
+        self._doses: dict[str, float] = {}
         if self._root is not None:
             (self._root / _NAMES).mkdir(parents=True, exist_ok=True)
             for file in sorted(self._root.glob(f"*{_SUFFIX}")):
@@ -99,6 +100,12 @@ class SpecStore:
                 self._read_name(name)
         spec_id = name if name in self._specs else self._names.get(name)
         return None if spec_id is None or spec_id not in self._specs else (spec_id, self._specs[spec_id])
+
+    def dose(self, spec_id: str) -> float:
+        """A known spec's dose at its own strength; 0 where doses are not limited."""
+        if spec_id not in self._doses:
+            self._doses[spec_id] = self.limits.dose_of(self._specs[spec_id])
+        return self._doses[spec_id]
 
     def _read(self, spec_id: str) -> None:
         file = self._inside(spec_id + _SUFFIX)

@@ -106,7 +106,7 @@ def with_steering_keys(original: Any, request: Any, start_token_idx: int, end_to
 
 def _learn(admission: Admission, described: dict[str, Any]) -> None:
     features = {bank: frozenset(numbers) for bank, numbers in described["features"]}
-    demand = Demand(described["positions"], described["strength"], features)
+    demand = Demand(described["positions"], described["strength"], features, described["dose"])
     admission.learn(described["id"], demand)
     for name in described["names"]:
         admission.learn(described["id"], demand, name)

@@ -85,6 +85,7 @@ def _found(processor: Any, value: Any) -> ServedSpec:
             raise unknown_spec(wish.name)
         with refusing("strength"):
             store.limits.check_strength(found[1].strength * wish.strength, str(value))
+            store.limits.check_dose(store.dose(found[0]) * abs(wish.strength), str(value))
     return found[1]
 
 

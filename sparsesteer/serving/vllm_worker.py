@@ -119,6 +119,7 @@ class SteeredWorker:
             "names": names,
             "positions": document,
             "strength": spec.strength,
+            "dose": self.limits.dose_of(spec),
             "features": features,
         }
 
