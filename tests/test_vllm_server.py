@@ -49,7 +49,7 @@ BAD = [("nobody", "unknown"), ("set@", "malformed"), ("set@1e9", "strength"), (3
 def test_a_bad_wish_costs_its_request_alone(server, wanted, wish, reason):
     """One 400, one more in one counter, and all that runs beside it goes on."""
     before = server.metrics()
-    jobs = [*zip(wanted[0][:4], vllm_engine.WISHES), (wanted[0][1], wish)]
+    jobs = [*zip(wanted[0][:4], vllm_engine.WISHES[:4], strict=True), (wanted[0][1], wish)]
     with concurrent.futures.ThreadPoolExecutor(5) as clients:
         *answers, (code, answer) = clients.map(lambda job: server.complete(*job), jobs)
     assert code == 400 and "sparsesteer" in answer

@@ -73,11 +73,11 @@ def come(state, request_id, index, name, prompt_length, strength=1.0):
     if name is not None:
         spec = specs()[name]
         extra = {"sparsesteer": Steered(spec.id, strength, windows(spec.positions, prompt_length)).document()}
-    prompt = list(range(3, 3 + prompt_length))
+    prompt, params = list(range(3, 3 + prompt_length)), SamplingParams(extra_args=extra)
     state.add_request(
         index,
         NewRequestData(
-            req_id=request_id, prompt_token_ids=prompt, mm_features=[], sampling_params=SamplingParams(extra_args=extra),
+            req_id=request_id, prompt_token_ids=prompt, mm_features=[], sampling_params=params,
             pooling_params=None, block_ids=([],), num_computed_tokens=0, lora_request=None, prefill_token_ids=prompt,
         ),
     )  # fmt: skip

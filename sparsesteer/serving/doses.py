@@ -69,7 +69,7 @@ def _relative(norm: float, block: int, stream_norms: Mapping[int, float], where:
     if block not in stream_norms:
         known = ", ".join(map(str, sorted(stream_norms))) or "none"
         raise ValueError(
-            f"{where}: a dose is limited, and the norm of the stream after block {block} is not known; limits.stream_norm "
-            f"has blocks {known}; sparsesteer.serving.measured_stream_norms finds it"
+            f"{where}: a dose is limited, and the norm of the stream after block {block} is not known; "
+            f"limits.stream_norm has blocks {known}; sparsesteer.serving.measured_stream_norms finds it"
         )
     return norm / stream_norms[block]
