@@ -32,6 +32,7 @@ SEAMS = {
             "preprocess_state": ("input_batch", "block_tables", "kv_cache_config", "num_computed_tokens"),
         }.items()
     },
+    "vllm.v1.engine.core:EngineCore._initialize_kv_caches": ("self", "vllm_config"),
     "vllm.v1.engine.core:EngineCore.preprocess_add_request": ("self", "request"),
     "vllm.v1.core.sched.scheduler:Scheduler._handle_blocked_waiting_request": ("self", "request"),
     "vllm.v1.engine.core:EngineCore.collective_rpc": ("self", "method", "timeout", "args", "kwargs"),

@@ -1,6 +1,7 @@
 """The engine core's side: admission, and cache keys that keep steered blocks apart."""
 
 import weakref
+from functools import partial
 from typing import Any
 
 from sparsesteer.serving.admission import Admission, Capacity, Demand, Steered
@@ -28,10 +29,15 @@ def admission_of(core: Any) -> Admission | None:
     return found
 
 
-def after_init(original: Any, core: Any, *args: Any, **kwargs: Any) -> None:
-    """``EngineCore.__init__``: ask the workers while nothing runs yet."""
-    original(core, *args, **kwargs)
-    setattr(core.scheduler, _ATTRIBUTE, admission_of(core))
+def after_caches(original: Any, core: Any, *args: Any) -> Any:
+    """``EngineCore._initialize_kv_caches``: ask the workers, which have their models now, while nothing runs yet.
+
+    Requests come in another thread, from which workers must not be asked. The plugins of the core's process are loaded
+    when ``__init__`` has begun, too late to wrap it.
+    """
+    result = original(core, *args)
+    admission_of(core)
+    return result
 
 
 def before_adding(original: Any, core: Any, request: Any) -> Any:
@@ -55,7 +61,7 @@ def before_adding(original: Any, core: Any, request: Any) -> Any:
     except BaseException:
         admission.leave(claim)
         raise
-    setattr(result[0], _ATTRIBUTE, claim)
+    setattr(result[0], _ATTRIBUTE, partial(admission.seat, claim))
     weakref.finalize(result[0], admission.leave, claim)
     return result
 
@@ -65,8 +71,8 @@ def before_scheduling(original: Any, scheduler: Any, request: Any) -> bool:
 
     vLLM asks this of every waiting request in each step, in their order.
     """
-    claim = getattr(request, _ATTRIBUTE, None)
-    if claim is not None and not getattr(scheduler, _ATTRIBUTE).seat(claim):
+    seat = getattr(request, _ATTRIBUTE, None)
+    if seat is not None and not seat():
         return False
     return original(scheduler, request)
 

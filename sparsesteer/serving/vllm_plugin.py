@@ -14,7 +14,7 @@ _WRAPPERS: dict[str, Callable[..., Any]] = {
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._update_states": vllm_worker.after_update_states,
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._prepare_inputs": vllm_worker.after_prepare_inputs,
     "vllm.v1.worker.gpu.model_states:resolve_model_state_cls": vllm_v2_state.after_resolving,
-    "vllm.v1.engine.core:EngineCore.__init__": vllm_core.after_init,
+    "vllm.v1.engine.core:EngineCore._initialize_kv_caches": vllm_core.after_caches,
     "vllm.v1.engine.core:EngineCore.preprocess_add_request": vllm_core.before_adding,
     "vllm.v1.engine.core:EngineCore.collective_rpc": vllm_core.around_rpc,
     "vllm.v1.core.sched.scheduler:Scheduler._handle_blocked_waiting_request": vllm_core.before_scheduling,
