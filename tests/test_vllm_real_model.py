@@ -103,9 +103,9 @@ def test_every_pair_of_requests_that_might_share_cached_blocks(given):
         for first in SHARERS:
             for second in SHARERS:
                 llm.reset_prefix_cache()
-                for wish in (first, second):
-                    [answer] = tokens(generate(llm, [prompt], [wish], NEW))
-                    assert answer == given.expected(prompt, wish, answer), (first, second)
+                generate(llm, [prompt], [first], 2)
+                [answer] = tokens(generate(llm, [prompt], [second], NEW))
+                assert answer == given.expected(prompt, second, answer), (first, second)
 
 
 @pytest.mark.slow
