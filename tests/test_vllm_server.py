@@ -104,8 +104,7 @@ def test_a_killed_server_has_its_specs_again_and_lets_nobody_change_them_unasked
 ):
     assert server.call("DELETE", "/v1/sparsesteer/specs/last")[0] == 200
     _, before = server.call("GET", "/v1/sparsesteer/specs")
-    server.process.kill()
-    server.process.wait()
+    server.kill()
     again = Server(files[1], folder, tmp_path / "log").wait()
     try:
         assert again.complete(wanted[0][1], "set") == (200, wanted[1][1])

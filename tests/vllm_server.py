@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -50,7 +51,7 @@ class Server:
         environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": str(ROOT)}
         self.log = log
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT
+            command, cwd=ROOT, env=environment, stdout=log.open("w"), stderr=subprocess.STDOUT, start_new_session=True
         )
 
     def wait(self):
@@ -110,6 +111,11 @@ class Server:
     def stop(self):
         self.process.terminate()
         self.process.wait(60)
+
+    def kill(self):
+        """Without notice; also the processes of its engine, which would stay."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
 
 def _body(prompt, wish, new):
