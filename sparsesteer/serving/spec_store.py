@@ -65,7 +65,7 @@ class SpecStore:
                 write_whole(file, spec_files.to_bytes(spec))
         if name is not None:
             self._names[name] = spec_id
-            if self._root is not None:
+            if self._root is not None and self._written_id(name) != spec_id:
                 write_whole(self._root / _NAMES / name, spec_id.encode())
         return spec_id
 
@@ -116,12 +116,17 @@ class SpecStore:
         self._specs[spec_id] = spec
 
     def _read_name(self, name: str) -> None:
-        spec_id = self._inside(_NAMES, name).read_text()[:64].strip()
+        spec_id = self._written_id(name)
         if spec_id not in self._specs:
             if not (self._root / (check_name(spec_id) + _SUFFIX)).is_file():  # type: ignore[operator]
                 raise ValueError(f"the name {name} means {spec_id}, of which there is no file in {self._root}")
             self._read(spec_id)
         self._names[name] = spec_id
+
+    def _written_id(self, name: str) -> str:
+        """What a name means in the folder, where another process may have written it; nothing if it is not there."""
+        file = self._inside(_NAMES, name)
+        return file.read_text()[:64].strip() if file.is_file() else ""
 
     def _inside(self, *parts: str) -> Path:
         """A file of the folder. Raises ValueError where a link leads out of it."""
