@@ -1,15 +1,12 @@
-"""How soon a registered spec can be used: ``python tests/serving_latency.py``, with vLLM and the package installed.
+"""How soon a registered spec can be used: ``PYTHONPATH=. .venv-vllm/bin/python tests/serving_latency.py``.
 
 Registers specs with a server of the tiny Llama and asks for one token by each at once.
 """
 
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import serving_cases
 from vllm_server import Server
