@@ -87,7 +87,7 @@ def test_preempted_requests(given, monkeypatch):
 
     preempted, original = [], Scheduler._preempt_request
     monkeypatch.setattr(Scheduler, "_preempt_request", lambda *a, **k: (preempted.append(1), original(*a, **k))[1])
-    with given.engine(num_gpu_blocks_override=24, block_size=16, max_model_len=256) as llm:
+    with given.engine(num_gpu_blocks_override=16, block_size=32, max_model_len=256) as llm:
         given.check(answers_of(llm, given))
     assert len(preempted) >= 3
 
