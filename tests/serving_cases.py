@@ -1,9 +1,10 @@
 """A tiny random Llama, SAEs at two of its blocks, and specs of every kind, for tests of serving."""
 
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import sparsesteer as ss
 from sparsesteer.serving import ServedSpec
@@ -83,16 +84,43 @@ def prompts(count: int, shortest: int = 4, longest: int = 60, seed: int = 3) -> 
 
 def expected(model: LlamaForCausalLM, prompt: list[int], wish: str | None, new_tokens: int) -> list[int]:
     """What Hugging Face generates greedily under the hook."""
+    return greedy(model, prompt, new_tokens, specs(), wish)
+
+
+def greedy(
+    model: PreTrainedModel, prompt: list[int], new_tokens: int, known: dict[str, ServedSpec], wish: str | None
+) -> list[int]:
+    """What Hugging Face generates, under the hook if a wish names one of the specs."""
     ids = torch.tensor([prompt])
     options = {
         "max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0,
         "attention_mask": torch.ones_like(ids),
     }  # fmt: skip
     if wish is None:
-        output = model.generate(ids, **options)
-    else:
-        name, _, strength = wish.partition("@")
-        spec = specs()[name]
-        with ss.steer(model, spec.plans, spec.strength * float(strength or 1), spec.positions):
-            output = model.generate(ids, **options)
-    return output[0, len(prompt) :].tolist()
+        return model.generate(ids, **options)[0, len(prompt) :].tolist()
+    with steered_by(model, known, wish):
+        return model.generate(ids, **options)[0, len(prompt) :].tolist()
+
+
+def steered_by(model: PreTrainedModel, known: dict[str, ServedSpec], wish: str) -> AbstractContextManager:
+    """The hook of ``ss.steer`` for what a request asks for."""
+    name, _, strength = wish.partition("@")
+    spec = known[name]
+    return ss.steer(model, spec.plans, spec.strength * float(strength or 1), spec.positions)
+
+
+def agreed(
+    model: PreTrainedModel, known: dict[str, ServedSpec], prompt: list[int], wish: str | None, answer: list[int]
+) -> list[int]:
+    """What Hugging Face would say after the prompt and each beginning of an answer, under the hook.
+
+    The answer itself, if it is what Hugging Face generates greedily. One call, as assisted generation checks its
+    candidates, takes a tenth of the time that generating takes.
+    """
+    ids = torch.tensor([prompt + answer[:-1]])
+    with torch.no_grad(), ExitStack() as hook:
+        if wish is not None:
+            hook.enter_context(steered_by(model, known, wish))
+        cache = DynamicCache(config=model.config)
+        logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=len(answer)).logits
+    return logits[0].argmax(-1).tolist()

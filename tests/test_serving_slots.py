@@ -1,4 +1,4 @@
-"""Specs in slots: room, use, eviction and packing, in the banks and in the core's books."""
+"""Specs in slots: room, use, eviction and packing."""
 
 import random
 
@@ -9,9 +9,7 @@ from serving_cases import WIDTH, sae_at, saes
 import sparsesteer as ss
 from sparsesteer import ops
 from sparsesteer.serving import ServedSpec
-from sparsesteer.serving.admission import Admission, Capacity, Demand
 from sparsesteer.serving.declared_banks import banks_of
-from sparsesteer.serving.limits import Limits
 from sparsesteer.serving.residency import NoRoom, Residency, SiteBank
 from sparsesteer.serving.settings import DeclaredSite, Settings, settings_of
 
@@ -141,102 +139,11 @@ def test_banks_of_declared_sites(tmp_path):
     assert bank.block == 2 and bank.bank.encoder.shape == (9, WIDTH) and len(bank.bank.slots) == 4
 
 
-def demand(*features):
-    return Demand("all", 1.0, {0: frozenset(features)})
-
-
-def admission(slots=3, rows=6, entries=8, limits=None):
-    books = Admission(Capacity(slots, [(rows, entries)]), limits)
-    for name, features in (("a", (1, 2)), ("b", (2, 3)), ("c", (4, 5)), ("d", (6, 7)), ("e", (1,))):
-        books.learn(name * 16, demand(*features), name)
-    return books
-
-
-def test_the_books_have_room_again_when_requests_leave():
-    books = admission(slots=2)
-    books.enter("a", 5)
-    books.enter("a@2", 5)
-    books.enter("b", 5)
-    with pytest.raises(RuntimeError, match="all 2 slots are in use"):
-        books.enter("c", 5)
-    books.leave("a" * 16)
-    with pytest.raises(RuntimeError, match="all 2 slots are in use"):
-        books.enter("c", 5)
-    books.leave("a" * 16)
-    assert books.enter("c@0.5", 5).strength == 0.5
-    assert books.status() == {"specs": 5, "in_use": 2, "requests": 2, "slots": 2, "refused": 2}
-
-
-def test_the_books_count_shared_features_once_and_entries_each_time():
-    books = admission(rows=4)
-    books.enter("a", 5)
-    books.enter("b", 5)
-    with pytest.raises(RuntimeError, match="room for 1 features and 4 entries, this one takes 2 and 2"):
-        books.enter("c", 5)
-    books.enter("e", 5)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_what_the_books_let_in_always_fits_the_bank(seed):
-    """Admission and banks count alike: the worker must never meet a request without room."""
-    chance = random.Random(seed)
-    books = Admission(Capacity(4, [(10, 14)]))
-    resident = residency(slots=4, capacity=10, entries=14)
-    known = {f"{i}": spec_of(*chance.sample(range(16), chance.randint(1, 6))) for i in range(20)}
-    for name, spec in known.items():
-        books.learn(name, Demand("all", 1.0, {0: frozenset(spec.by_block()[1].features.tolist())}))
-    live, refused = [], 0
-    for _ in range(400):
-        if live and chance.random() < 0.45:
-            name = live.pop(chance.randrange(len(live)))
-            books.leave(name)
-            resident.release(name)
-            continue
-        name = chance.choice(list(known))
-        try:
-            books.enter(name, 5)
-        except RuntimeError:
-            refused += 1
-            continue
-        resident.acquire(name, known[name])
-        live.append(name)
-    assert refused > 20 and resident.evictions > 20
-
-
-@pytest.mark.parametrize(
-    ("wish", "error", "message"),
-    [
-        ("nobody", KeyError, "no spec 'nobody'"),
-        ("a@200", ValueError, "between -100 and 100"),
-        ({"id": "a" * 16, "strength": 1.0, "windows": []}, ValueError, "should be text"),
-        ("a@", ValueError, "'NAME' or 'NAME@STRENGTH'"),
-    ],
-    ids=["unknown", "strong", "forged", "malformed"],
-)
-def test_what_is_not_let_in(wish, error, message):
-    books = admission(limits=Limits())
-    with pytest.raises(error, match=message):
-        books.enter(wish, 5)
-    assert books.status()["requests"] == 0 and books.refused == 1
-
-
-def test_a_spec_in_use_is_not_forgotten():
-    books = admission()
-    books.enter("a", 5)
-    with pytest.raises(ValueError, match="in use by 1 requests"):
-        books.forget("a" * 16)
-    books.leave("a" * 16)
-    books.forget("a" * 16)
-    for name in ("a", "a" * 16):
-        with pytest.raises(KeyError, match="no spec"):
-            books.enter(name, 5)
-
-
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ([], "should be a mapping"),
-        ({"site": []}, "'site' is not known there; sites, specs, slots, limits, allow_registration are"),
+        ({"site": []}, "'site' is not known there; sites, specs, slots, limits, allow_registration, v2_runner are"),
         ({"sites": {}}, "a list of"),
         ({"sites": [{}]}, r"sites\[0\] needs the sae"),
         ({"sites": [{"sae": "x", "rows": 3}]}, r"sites\[0\]: 'rows' is not known"),

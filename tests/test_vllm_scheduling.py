@@ -1,6 +1,7 @@
 """What the scheduler does to requests: few slots, preemption, sharing of the cache; and an engine that is idle."""
 
 import pytest
+import serving_cases
 import vllm_engine
 from serving_cases import prompts
 from vllm_engine import NEW, WISHES, engine, generate, tokens
@@ -11,12 +12,32 @@ files, wanted = vllm_engine.files, vllm_engine.wanted
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("one_thread")]
 
 
-def test_specs_take_turns_in_fewer_slots_than_there_are(files, wanted):
-    with engine(files[1], steering={"slots": 3}, max_num_seqs=2) as llm:
-        got = [tokens(generate(llm, [p], [w], NEW))[0] for p, w in zip(wanted[0], WISHES, strict=True)]
+def test_requests_wait_in_the_scheduler_until_there_is_room_for_their_spec(files, wanted):
+    with engine(files[1], steering={"slots": 3}) as llm:
+        assert tokens(generate(llm, wanted[0], WISHES, NEW)) == wanted[1]
         figures = status(llm)
-    assert got == wanted[1]
     assert figures["evictions"] > 0 and figures["unsteered_requests"] == 0 and figures["resident"] <= 3
+    assert figures["core"]["in_use"] == figures["core"]["requests"] == 0
+
+
+def test_a_request_that_waits_for_room_can_be_cancelled(files, wanted):
+    """With one slot: of three requests with other specs the second one never runs."""
+    with engine(files[1], steering={"slots": 1}) as llm:
+        core = llm.llm_engine
+        for wish in ("set", "gated", "last"):
+            params = vllm_engine.vllm.SamplingParams(
+                temperature=0, max_tokens=NEW, ignore_eos=True, detokenize=False, extra_args={"sparsesteer": wish}
+            )
+            core.add_request(wish, {"prompt_token_ids": wanted[0][1]}, params)
+        core.step()
+        assert status(llm)["core"]["waiting"] == 2
+        core.abort_request(["gated"])
+        answers = {}
+        while core.has_unfinished_requests():
+            answers |= {o.request_id: list(o.outputs[0].token_ids) for o in core.step() if o.finished}
+        assert answers.keys() == {"set", "last"} and status(llm)["core"]["requests"] == 0
+    for wish, answer in answers.items():
+        assert answer == serving_cases.expected(files[0], wanted[0][1], wish, NEW)
 
 
 def test_preempted_requests_go_on_as_they_began(files, wanted, monkeypatch):

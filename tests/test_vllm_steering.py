@@ -2,10 +2,12 @@
 
 import pytest
 import vllm_engine
-from serving_cases import expected
+from serving_cases import expected, saes
 from vllm_engine import NEW, WISHES, engine, generate, tokens
 
-from sparsesteer.serving import remove, status
+import sparsesteer as ss
+from sparsesteer.serving import ServedSpec, remove, status
+from sparsesteer.serving.vllm_frontend import store_of
 
 files, wanted = vllm_engine.files, vllm_engine.wanted
 pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("one_thread")]
@@ -41,14 +43,24 @@ def test_the_front_end_refuses_a_bad_wish_and_the_engine_goes_on(llm, wanted, wi
 def test_the_core_refuses_what_no_front_end_looked_at(llm, wanted):
     """A front end that runs no Python, or a spec that went meanwhile; the engine's process answers with an error."""
     core = llm.llm_engine.engine_core.engine_core
-    for wish, error in (("nobody", KeyError), ("indices", ValueError), ({"id": "x"}, ValueError)):
+    for wish in ("nobody", "indices", {"id": "x"}):
         params = vllm_engine.vllm.SamplingParams(extra_args={"sparsesteer": wish})
         request = llm.llm_engine.input_processor.process_inputs(
             "r", {"prompt_token_ids": [5, 6]}, vllm_engine.vllm.SamplingParams(), ("generate",)
         )
         request.sampling_params = params
-        with pytest.raises(error, match="no spec 'nobody'|index 2 is outside a prompt of 2|should be text"):
+        with pytest.raises(ValueError, match="no spec 'nobody'|index 2 is outside a prompt of 2|should be text"):
             core.preprocess_add_request(request)
+    assert tokens(generate(llm, wanted[0][:3], WISHES[:3], NEW)) == wanted[1][:3]
+
+
+def test_what_the_core_refuses_is_not_waited_for(llm, wanted):
+    """A spec of which the front end alone has heard, such as a file that came into the folder after the start."""
+    elsewhere = ServedSpec(saes()[1].plan(ss.Edit.set({77: 3.0})))
+    store_of(llm.llm_engine.input_processor).add(elsewhere, "late")
+    with pytest.raises(ValueError, match="no spec 'late' is known"):
+        generate(llm, [[5, 6, 7]] * 2, [None, "late"], 2)
+    assert not llm.llm_engine.has_unfinished_requests()
     assert tokens(generate(llm, wanted[0][:3], WISHES[:3], NEW)) == wanted[1][:3]
 
 

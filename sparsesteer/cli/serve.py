@@ -23,6 +23,9 @@ def serve(
         Path | None, typer.Option(help="Folder of specs, read at the start; registered ones go there.")
     ] = None,
     features: Annotated[int, typer.Option(min=1, help="Room for different features at a time, for each SAE.")] = 4096,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Different specs of running requests at a time; others wait.")
+    ] = None,
     allow_registration: Annotated[
         bool, typer.Option("--allow-registration", help="Let clients with the API key register and remove specs.")
     ] = False,
@@ -40,7 +43,7 @@ def serve(
         raise ImportError("sparsesteer serve needs vLLM: pip install 'sparsesteer[vllm]'")
     saes = [each.replace(DEMO, str(DEMO_SAE_FOLDER)) if each.split("=")[-1] == DEMO else each for each in sae or ()]
     command = server_command(
-        model, saes, specs, features=features, allow_registration=allow_registration, more=more or ()
+        model, saes, specs, features=features, slots=slots, allow_registration=allow_registration, more=more or ()
     )
     note(" ".join(command))
     run_server(command)

@@ -1,8 +1,11 @@
 """How large a spec may be that comes from outside."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from sparsesteer.serving.doses import dose_of
 
 if TYPE_CHECKING:
     from sparsesteer.serving.served_spec import ServedSpec
@@ -17,12 +20,26 @@ class Limits:
         features: edited features of a spec, all sites together.
         strength: of a request, times the spec's own, positive or negative.
         norm: of a constant direction, in units of the stream; infinite if not given.
+        dose: of what a request adds whatever the token, by set, add and floor, in norms of the stream; infinite if not
+            given.
+        stream_norm: of the residual stream, by block, which ``dose`` needs.
     """
 
     spec_bytes: int = 256 << 20
     features: int = 65536
     strength: float = 100.0
     norm: float = math.inf
+    dose: float = math.inf
+    stream_norm: Mapping[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            norms = {int(block): float(norm) for block, norm in self.stream_norm.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError("limits: stream_norm should be norms by block, {16: 40.0}") from error
+        if not all(0 < norm < math.inf for norm in norms.values()):
+            raise ValueError(f"limits: norms of the stream should be positive and finite, got {norms}")
+        object.__setattr__(self, "stream_norm", norms)
 
     def check_size(self, n_bytes: int, where: str) -> None:
         """Raise ValueError for a file of more bytes."""
@@ -40,6 +57,20 @@ class Limits:
             norm = 0.0 if plan.delta_bias is None else float(plan.delta_bias.norm())
             if not norm * abs(spec.strength) <= self.norm:
                 raise ValueError(f"{where} adds a direction of norm {norm:g}, at most {self.norm:g} is taken")
+
+        self.check_dose(self.dose_of(spec, where), where)
+
+    def dose_of(self, spec: "ServedSpec", where: str = "the spec") -> float:
+        """A spec's dose at its own strength; 0 where doses are not limited. Raises ValueError as ``doses.dose_of``."""
+        return 0.0 if self.dose == math.inf else dose_of(spec, self.stream_norm, where)
+
+    def check_dose(self, dose: float, where: str) -> None:
+        """Raise ValueError for one that is larger."""
+        if not dose <= self.dose:
+            raise ValueError(
+                f"{where} adds {dose:.3g} times the norm of the stream, at most {self.dose:.3g} is taken; lower its "
+                "values or its strength"
+            )
 
     def check_strength(self, strength: float, where: str) -> None:
         """Raise ValueError for a strength that is not finite or larger."""

@@ -22,13 +22,29 @@ SEAMS = {
         "scheduler_output",
         "num_scheduled_tokens",
     ),
+    "vllm.v1.worker.gpu.model_states:resolve_model_state_cls": ("vllm_config", "model"),
+    **{
+        f"vllm.v1.worker.gpu.model_states.interface:ModelState.{name}": ("self", *arguments)
+        for name, arguments in {
+            "add_request": ("req_index", "new_req_data"),
+            "remove_request": ("req_id",),
+            "apply_staged_writes": (),
+            "preprocess_state": ("input_batch", "block_tables", "kv_cache_config", "num_computed_tokens"),
+        }.items()
+    },
+    "vllm.v1.engine.core:EngineCore._initialize_kv_caches": ("self", "vllm_config"),
     "vllm.v1.engine.core:EngineCore.preprocess_add_request": ("self", "request"),
+    "vllm.v1.core.sched.scheduler:Scheduler._handle_blocked_waiting_request": ("self", "request"),
     "vllm.v1.engine.core:EngineCore.collective_rpc": ("self", "method", "timeout", "args", "kwargs"),
     "vllm.v1.engine.input_processor:InputProcessor._validate_params": ("self", "params", "supported_tasks"),
     "vllm.v1.engine.input_processor:InputProcessor.process_inputs": (
         *("self", "request_id", "prompt", "params", "supported_tasks", "arrival_time", "lora_request"),
         *("tokenization_kwargs", "trace_headers", "priority", "data_parallel_rank", "resumable", "session_id"),
         "kv_hints",
+    ),
+    "vllm.v1.engine.llm_engine:LLMEngine.add_request": (
+        *("self", "request_id", "prompt", "params", "arrival_time", "lora_request", "tokenization_kwargs"),
+        *("trace_headers", "priority", "session_id", "prompt_text", "kv_hints"),
     ),
     "vllm.v1.core.kv_cache_utils:generate_block_hash_extra_keys": (
         "request",

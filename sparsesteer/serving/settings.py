@@ -32,9 +32,10 @@ class Settings:
     Args:
         sites: places that may be steered; those of the specs in ``specs`` need not be declared.
         specs: a folder of specs, read at the start and written by registrations.
-        slots: different specs of running and waiting requests; 1024, or as many as run at a time, if not given.
+        slots: different specs of running requests, others wait; 1024, or as many as run at a time, if not given.
         limits: what is taken from outside.
         allow_registration: let clients of the HTTP server register and remove specs; an API key is needed too.
+        v2_runner: start with vLLM's V2 runner too, where steering has never run on a GPU.
     """
 
     sites: tuple[DeclaredSite, ...] = ()
@@ -42,6 +43,7 @@ class Settings:
     slots: int | None = None
     limits: Limits = field(default_factory=Limits)
     allow_registration: bool = False
+    v2_runner: bool = False
 
 
 KEY = "sparsesteer"

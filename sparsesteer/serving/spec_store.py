@@ -28,6 +28,7 @@ class SpecStore:
         self.limits = limits or Limits()
         self._specs: dict[str, ServedSpec] = {}
         self._names: dict[str, str] = {}
+        self._doses: dict[str, float] = {}
         if self._root is not None:
             (self._root / _NAMES).mkdir(parents=True, exist_ok=True)
             for file in sorted(self._root.glob(f"*{_SUFFIX}")):
@@ -64,7 +65,7 @@ class SpecStore:
                 write_whole(file, spec_files.to_bytes(spec))
         if name is not None:
             self._names[name] = spec_id
-            if self._root is not None:
+            if self._root is not None and self._written_id(name) != spec_id:
                 write_whole(self._root / _NAMES / name, spec_id.encode())
         return spec_id
 
@@ -100,6 +101,12 @@ class SpecStore:
         spec_id = name if name in self._specs else self._names.get(name)
         return None if spec_id is None or spec_id not in self._specs else (spec_id, self._specs[spec_id])
 
+    def dose(self, spec_id: str) -> float:
+        """A known spec's dose at its own strength; 0 where doses are not limited."""
+        if spec_id not in self._doses:
+            self._doses[spec_id] = self.limits.dose_of(self._specs[spec_id])
+        return self._doses[spec_id]
+
     def _read(self, spec_id: str) -> None:
         file = self._inside(spec_id + _SUFFIX)
         self.limits.check_size(file.stat().st_size, str(file))
@@ -109,12 +116,17 @@ class SpecStore:
         self._specs[spec_id] = spec
 
     def _read_name(self, name: str) -> None:
-        spec_id = self._inside(_NAMES, name).read_text()[:64].strip()
+        spec_id = self._written_id(name)
         if spec_id not in self._specs:
             if not (self._root / (check_name(spec_id) + _SUFFIX)).is_file():  # type: ignore[operator]
                 raise ValueError(f"the name {name} means {spec_id}, of which there is no file in {self._root}")
             self._read(spec_id)
         self._names[name] = spec_id
+
+    def _written_id(self, name: str) -> str:
+        """What a name means in the folder, where another process may have written it; nothing if it is not there."""
+        file = self._inside(_NAMES, name)
+        return file.read_text()[:64].strip() if file.is_file() else ""
 
     def _inside(self, *parts: str) -> Path:
         """A file of the folder. Raises ValueError where a link leads out of it."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsesteer.bank import Bank
+from sparsesteer.serving.request_table import RequestTable
 from sparsesteer.serving.token_map import TokenMap
 
 _TABLES = ("slots", "encoder", "decoder", "entry_row", "rows", "slot_bias")
@@ -18,7 +19,7 @@ class BankReader(nn.Module):
     token_slot: Tensor
     token_strength: Tensor
 
-    def __init__(self, bank: Bank, tokens: TokenMap) -> None:
+    def __init__(self, bank: Bank, tokens: TokenMap | RequestTable) -> None:
         super().__init__()
         for name in _TABLES:
             self.register_buffer(name, getattr(bank, name), persistent=False)
@@ -37,7 +38,7 @@ class BankReader(nn.Module):
         )  # fmt: skip
 
 
-def steer_block(block: nn.Module, banks: list[Bank], tokens: TokenMap) -> None:
+def steer_block(block: nn.Module, banks: list[Bank], tokens: TokenMap | RequestTable) -> None:
     """Make a block return its output steered; banks follow one another.
 
     The block's own ``forward`` is wrapped, before the model is compiled, so that the ops are a part of the graph.

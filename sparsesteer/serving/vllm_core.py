@@ -1,6 +1,7 @@
 """The engine core's side: admission, and cache keys that keep steered blocks apart."""
 
 import weakref
+from functools import partial
 from typing import Any
 
 from sparsesteer.serving.admission import Admission, Capacity, Demand, Steered
@@ -28,10 +29,15 @@ def admission_of(core: Any) -> Admission | None:
     return found
 
 
-def after_init(original: Any, core: Any, *args: Any, **kwargs: Any) -> None:
-    """``EngineCore.__init__``: ask the workers while nothing runs yet."""
-    original(core, *args, **kwargs)
+def after_caches(original: Any, core: Any, *args: Any) -> Any:
+    """``EngineCore._initialize_kv_caches``: ask the workers, which have their models now, while nothing runs yet.
+
+    Requests come in another thread, from which workers must not be asked. The plugins of the core's process are loaded
+    when ``__init__`` has begun, too late to wrap it.
+    """
+    result = original(core, *args)
     admission_of(core)
+    return result
 
 
 def before_adding(original: Any, core: Any, request: Any) -> Any:
@@ -46,17 +52,29 @@ def before_adding(original: Any, core: Any, request: Any) -> Any:
     if admission is None:
         raise ValueError("this engine was not started with sparsesteer in its additional_config")
     n_prompt = len(request.prompt_token_ids if request.prompt_token_ids is not None else request.prompt_embeds)
-    steered = admission.enter(wish, n_prompt)
+    claim = admission.enter(wish, n_prompt)
     params = request.sampling_params.clone()
-    params.extra_args = {**params.extra_args, KEY: steered.document()}
+    params.extra_args = {**params.extra_args, KEY: claim.steered.document()}
     request.sampling_params = params
     try:
         result = original(core, request)
     except BaseException:
-        admission.leave(steered.id)
+        admission.leave(claim)
         raise
-    weakref.finalize(result[0], admission.leave, steered.id)
+    setattr(result[0], _ATTRIBUTE, partial(admission.seat, claim))
+    weakref.finalize(result[0], admission.leave, claim)
     return result
+
+
+def before_scheduling(original: Any, scheduler: Any, request: Any) -> bool:
+    """``Scheduler._handle_blocked_waiting_request``: a request waits, others pass it, until there is room for its spec.
+
+    vLLM asks this of every waiting request in each step, in their order.
+    """
+    seat = getattr(request, _ATTRIBUTE, None)
+    if seat is not None and not seat():
+        return False
+    return original(scheduler, request)
 
 
 def around_rpc(original: Any, core: Any, method: Any, timeout: Any = None, args: tuple = (), kwargs: Any = None) -> Any:
@@ -94,7 +112,7 @@ def with_steering_keys(original: Any, request: Any, start_token_idx: int, end_to
 
 def _learn(admission: Admission, described: dict[str, Any]) -> None:
     features = {bank: frozenset(numbers) for bank, numbers in described["features"]}
-    demand = Demand(described["positions"], described["strength"], features)
+    demand = Demand(described["positions"], described["strength"], features, described["dose"])
     admission.learn(described["id"], demand)
     for name in described["names"]:
         admission.learn(described["id"], demand, name)

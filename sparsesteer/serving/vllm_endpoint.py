@@ -5,17 +5,19 @@ for what is registered steers other people's requests. Bodies are safetensors; n
 names a file.
 """
 
+import logging
 import os
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 
-from sparsesteer.serving import spec_files
+from sparsesteer.serving import spec_files, vllm_metrics
 from sparsesteer.serving.settings import Settings, settings_of
 from sparsesteer.serving.spec_store import SpecStore
 from sparsesteer.serving.vllm_frontend import store_of
 from sparsesteer.serving.wishes import check_name
 
+logger = logging.getLogger(__name__)
 _ROUTE = "/v1/sparsesteer"
 
 
@@ -38,6 +40,7 @@ class SpecRoutes:
         router.add_api_route(f"{_ROUTE}/specs/{{name}}", self.removed, methods=["DELETE"])
         router.add_api_route(f"{_ROUTE}/status", self.status, methods=["GET"])
         app.include_router(router)
+        app.add_middleware(vllm_metrics.FreshFigures, refresh=self._show_figures)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Learn of the engine and of what the operator allows."""
@@ -103,6 +106,14 @@ class SpecRoutes:
         if self._settings is None:
             raise HTTPException(503, "this engine was not started with sparsesteer in its additional_config")
         return (await self._rpc(500, "sparsesteer_status"))[0]
+
+    async def _show_figures(self) -> None:
+        if self._settings is None:
+            return
+        try:
+            vllm_metrics.show(await self._figures())
+        except HTTPException as error:  # an engine that is gone; /metrics still has what was counted here
+            logger.warning("sparsesteer: no figures of the engine: %s", error.detail)
 
     async def _rpc(self, code: int, method: str, *args: Any) -> list[Any]:
         try:

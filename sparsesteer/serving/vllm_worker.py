@@ -1,4 +1,4 @@
-"""The worker's side: the banks on the device, and the map of every step (vLLM's V1 runner)."""
+"""The worker's side: the banks on the device, and what every step of vLLM's V1 runner needs."""
 
 import logging
 from typing import Any
@@ -9,29 +9,32 @@ from sparsesteer.serving import spec_files
 from sparsesteer.serving.admission import Steered
 from sparsesteer.serving.block_forms import blocks_of, check_stream, form_of
 from sparsesteer.serving.declared_banks import banks_of
+from sparsesteer.serving.request_table import RequestTable
 from sparsesteer.serving.residency import NoRoom, Residency
 from sparsesteer.serving.settings import KEY, Settings, settings_of
 from sparsesteer.serving.spec_store import SpecStore
 from sparsesteer.serving.steered_block import steer_block
 from sparsesteer.serving.token_map import TokenMap
+from sparsesteer.serving.vllm_v2_state import Requests
 from sparsesteer.serving.wishes import wish_of
 
 logger = logging.getLogger(__name__)
 _ATTRIBUTE = "_sparsesteer"
-_SLOTS = 1024  # waiting requests hold a slot too
+_SLOTS = 1024  # preempted requests hold a slot too
 
 
 class SteeredWorker:
     """Everything that a worker keeps for steering, beside its model runner."""
 
     def __init__(self, settings: Settings, vllm_config: Any, model: Any, device: torch.device) -> None:
+        kind = RequestTable if vllm_config.use_v2_model_runner else TokenMap
         scheduler = vllm_config.scheduler_config
         self.slots = settings.slots or max(_SLOTS, scheduler.max_num_seqs)
         self.limits = settings.limits
         self.store = SpecStore(settings.specs, settings.limits)
         specs = [spec for _, spec in self.store.items()]
         self.residency = Residency(banks_of(settings, specs, self.slots, device), self.slots)
-        self.tokens = TokenMap(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, device)
+        self.tokens: TokenMap | RequestTable = kind(scheduler.max_num_batched_tokens, scheduler.max_num_seqs, device)
         self.unsteered = 0  # requests that got through and could not be steered; 0, or there is a fault
         self._requests: dict[str, tuple[int, Steered]] = {}
         self._seen: set[str] = set()
@@ -67,6 +70,7 @@ class SteeredWorker:
         """Write the map of the step that the runner has just prepared."""
         batch = runner.input_batch
         ids = batch.req_ids
+        assert isinstance(self.tokens, TokenMap)
         self.tokens.set_rows(ids, lambda request_id: self._found(request_id, runner))
         self.tokens.fill(n_scheduled, batch.num_computed_tokens_cpu[: len(ids)])
 
@@ -115,6 +119,7 @@ class SteeredWorker:
             "names": names,
             "positions": document,
             "strength": spec.strength,
+            "dose": self.limits.dose_of(spec),
             "features": features,
         }
 
@@ -123,19 +128,23 @@ class SteeredWorker:
             self._seen.add(request_id)
             steered = Steered.of(wish_of(runner.requests[request_id].sampling_params))
             if steered is not None:
-                self._acquire(request_id, steered)
+                self.acquire(request_id, steered)
         return self._requests.get(request_id)
 
-    def _acquire(self, request_id: str, steered: Steered) -> None:
+    def acquire(self, request_id: str, steered: Steered) -> int | None:
+        """The slot of a request's spec, held until ``finish``; None if there is none, which is a fault and counted."""
         found = self.store.find(steered.id)
         try:
             if found is None:
                 raise NoRoom(f"spec {steered.id} is not known to the worker")
-            self._requests[request_id] = self.residency.acquire(*found), steered
+            slot = self.residency.acquire(*found)
         except (NoRoom, ValueError) as error:
             # an exception here would end the engine and with it every other request
             self.unsteered += 1
             logger.error("sparsesteer: request %s is not steered: %s", request_id, error)
+            return None
+        self._requests[request_id] = slot, steered
+        return slot
 
 
 def after_load(original: Any, worker: Any, *args: Any, **kwargs: Any) -> Any:
@@ -143,14 +152,17 @@ def after_load(original: Any, worker: Any, *args: Any, **kwargs: Any) -> Any:
     config = worker.vllm_config
     settings = settings_of(config.additional_config)
     if settings is not None:
-        _refuse_untried(config)
+        _refuse_untried(config, settings)
         from sparsesteer import __version__
 
         config.additional_config[KEY] = {**config.additional_config[KEY], "version": __version__}
     result = original(worker, *args, **kwargs)
     if settings is not None:
         runner = worker.model_runner
-        setattr(runner, _ATTRIBUTE, SteeredWorker(settings, config, runner.get_model(), runner.device))
+        steered = SteeredWorker(settings, config, runner.get_model(), runner.device)
+        setattr(runner, _ATTRIBUTE, steered)
+        if isinstance(steered.tokens, RequestTable):
+            runner.model_state.requests = Requests(steered, steered.tokens)
     return result
 
 
@@ -190,11 +202,15 @@ def _method(name: str) -> Any:
     return call
 
 
-def _refuse_untried(config: Any) -> None:
+def _refuse_untried(config: Any, settings: Settings) -> None:
     """Raise for what would steer wrong tokens or was never tried."""
     parallel = config.parallel_config
     for wrong, what in (
-        (config.use_v2_model_runner, "the V2 model runner; set VLLM_USE_V2_MODEL_RUNNER=0"),
+        (
+            config.use_v2_model_runner and not settings.v2_runner,
+            "the V2 model runner, where steering has never run on a GPU: set VLLM_USE_V2_MODEL_RUNNER=0, or "
+            "v2_runner in additional_config['sparsesteer'] to try it",
+        ),
         (config.speculative_config is not None, "speculative decoding"),
         (config.kv_transfer_config is not None, "a KV connector, which would share what is steered"),
         (getattr(parallel, "enable_dbo", False), "dual batch overlap"),

@@ -1,11 +1,35 @@
 """What a request asks for: "polite", "polite@0.8", or a spec's id."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 KEY = "sparsesteer"  # in a request's extra_args, which the OpenAI server takes as vllm_xargs
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class Refusal(ValueError):
+    """A request that cannot be steered as it asks; ``reason`` is one word for those who count."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@contextmanager
+def refusing(reason: str) -> Iterator[None]:
+    """What is wrong here is wrong with a request, for this reason."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refusal(reason, str(error)) from error
+
+
+def unknown_spec(name: str) -> Refusal:
+    """To be raised for a name or an id that means nothing."""
+    return Refusal("unknown", f"no spec {name!r} is known; GET /v1/sparsesteer/specs lists them")
 
 
 @dataclass(frozen=True)
@@ -17,16 +41,17 @@ class Wish:
 
 
 def parse_wish(value: Any) -> Wish:
-    """Raises ValueError for anything but "NAME" or "NAME@STRENGTH"."""
+    """Raises Refusal for anything but "NAME" or "NAME@STRENGTH"."""
     if not isinstance(value, str):
-        raise ValueError(f"{KEY} should be text, 'NAME' or 'NAME@STRENGTH', got {type(value).__name__}")
+        raise Refusal("malformed", f"{KEY} should be text, 'NAME' or 'NAME@STRENGTH', got {type(value).__name__}")
     name, at, number = value.partition("@")
     try:
         strength = float(number) if at else 1.0
     except ValueError:
         strength = float("nan")
     if not _NAME.fullmatch(name) or not abs(strength) < float("inf"):
-        raise ValueError(f"{KEY} should be 'NAME' or 'NAME@STRENGTH', a finite number, got {value[:100]!r}")
+        message = f"{KEY} should be 'NAME' or 'NAME@STRENGTH', a finite number, got {value[:100]!r}"
+        raise Refusal("malformed", message)
     return Wish(name, strength)
 
 
