@@ -16,7 +16,7 @@ import torch
 
 from sparsesteer.benchmarks import report
 from sparsesteer.benchmarks.gate import WrongResult
-from sparsesteer.benchmarks.serving_engine import Answers, Engine, Load, Start
+from sparsesteer.benchmarks.serving_engine import Answers, Engine, Load, Spent, Start
 from sparsesteer.benchmarks.serving_rows import (
     CASES,
     LOADED,
@@ -33,22 +33,23 @@ from sparsesteer.benchmarks.serving_rows import (
 from sparsesteer.benchmarks.serving_setup import SETUPS, Setup
 
 CHECKED = 4  # requests whose answers Hugging Face gives too
-HOTWIRE = "hotwire-vllm is left out: its kernel is written in Triton, which has no backend for CPUs"
+HOTWIRE = (
+    "hotwire-vllm 0.1.2 is left out: it arms GPUModelRunner.load_model, which the runner for CPUs overrides, and its "
+    "kernel is Triton's, which has no backend for CPUs"
+)
 
 
-def take_turns(engines: Sequence[Engine], loads: Sequence[Load]) -> tuple[list[float], int]:
-    """Seconds of each engine for its load, and the number of steps; nobody is always first."""
-    seconds = [engine.begin(load) for engine, load in zip(engines, loads, strict=True)]
-    running, steps = set(range(len(engines))), 0
+def take_turns(engines: Sequence[Engine], loads: Sequence[Load]) -> list[list[Spent]]:
+    """What each engine spends on its load: on taking it, and on every step; nobody is always first."""
+    spent = [[engine.begin(load)] for engine, load in zip(engines, loads, strict=True)]
+    running = set(range(len(engines)))
     while running:
-        order = sorted(running, reverse=steps % 2 == 1)
-        for i in order:
-            took, more = engines[i].step()
-            seconds[i] += took
+        for i in sorted(running, reverse=len(spent[0]) % 2 == 0):
+            step, more = engines[i].step()
+            spent[i].append(step)
             if not more:
                 running.remove(i)
-        steps += 1
-    return seconds, steps
+    return spent
 
 
 def check(case: Case, setup: Setup, engines: Mapping[str, Engine]) -> None:
@@ -88,8 +89,8 @@ def measure(case: Case, setup: Setup, engines: Mapping[str, Engine], rounds: int
             pair = engines[PUBLISHED], engines[arm.engine]
             loads = [case.load(each, turn, setup.vocabulary) for each in (VANILLA, arm)]
             pair[1].own_seconds()
-            (published, own_arm), steps = take_turns(pair, loads)
-            times[arm].append(Times(published, own_arm, pair[1].own_seconds(), steps))
+            published, steered = take_turns(pair, loads)
+            times[arm].append(Times(published, steered, pair[1].own_seconds()))
         time.sleep(rest)
     _check_all_were_steered(engines[STEERING])
     one = next((times[arm] for arm in case.arms if arm.n_specs == 1), None)

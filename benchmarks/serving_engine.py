@@ -4,8 +4,8 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Any
+from time import perf_counter, process_time
+from typing import Any, NamedTuple
 from unittest import mock
 
 from sparsesteer.benchmarks.own_time import OwnTime, watch_plugin
@@ -32,6 +32,13 @@ class Start:
 
     plugins: str
     options: Mapping[str, Any]
+
+
+class Spent(NamedTuple):
+    """Seconds on the clock, and of the processor: these do not count while others have it."""
+
+    wall: float
+    cpu: float
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,12 @@ class Engine:
             raise RuntimeError(f"an engine did not start within {START_SECONDS} s")
         self._reply()
 
-    def begin(self, load: Load) -> float:
-        """Hand in all requests; seconds."""
+    def begin(self, load: Load) -> Spent:
+        """Hand in all requests."""
         return self._ask("begin", load)
 
-    def step(self) -> tuple[float, bool]:
-        """One step: (seconds, whether requests are left)."""
+    def step(self) -> tuple[Spent, bool]:
+        """One step, and whether requests are left."""
         return self._ask("step")
 
     def answers(self) -> Answers:
@@ -125,10 +132,10 @@ class _Served:
         self._answers: dict[int, Any] = {}
         self._load: Load | None = None
 
-    def begin(self, load: Load) -> float:
+    def begin(self, load: Load) -> Spent:
         self._load, self._answers = load, {}
         engine, sampling = self._llm.llm_engine, self._vllm.SamplingParams
-        started = perf_counter()
+        started = _now()
         for number, (prompt, wish) in enumerate(zip(load.prompts, load.wishes, strict=True)):
             params = sampling(
                 temperature=0,
@@ -139,15 +146,15 @@ class _Served:
                 extra_args=None if wish is None else {"sparsesteer": wish},
             )
             engine.add_request(str(number), {"prompt_token_ids": list(prompt)}, params)
-        return perf_counter() - started
+        return _since(started)
 
-    def step(self) -> tuple[float, bool]:
+    def step(self) -> tuple[Spent, bool]:
         engine = self._llm.llm_engine
-        started = perf_counter()
+        started = _now()
         outputs = engine.step()
-        seconds = perf_counter() - started
+        spent = _since(started)
         self._answers |= {int(each.request_id): each.outputs[0] for each in outputs if each.finished}
-        return seconds, engine.has_unfinished_requests()
+        return spent, engine.has_unfinished_requests()
 
     def answers(self) -> Answers:
         assert self._load is not None
@@ -163,6 +170,15 @@ class _Served:
 
     def status(self) -> dict[str, Any]:
         return self._llm.collective_rpc("sparsesteer_status")[0]
+
+
+def _now() -> Spent:
+    return Spent(perf_counter(), process_time())
+
+
+def _since(started: Spent) -> Spent:
+    now = _now()
+    return Spent(now.wall - started.wall, now.cpu - started.cpu)
 
 
 def _logprobs(answer: Any) -> list[float]:

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 
 from sparsesteer.benchmarks import machine, report, timing
-from sparsesteer.benchmarks.serving_engine import Load
+from sparsesteer.benchmarks.serving_engine import Load, Spent
 from sparsesteer.benchmarks.serving_setup import N_EDITED, Setup, spec_name
 
 PUBLISHED, LOADED, STEERING = "as published", "plugin loaded", "plugin with a site"
@@ -56,12 +56,16 @@ CASES = {
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one batch: of vLLM as published, of an arm, and of these the ones in our code."""
+    """One batch, step by step in pairs: of vLLM as published, of an arm, and of the arm's the seconds in our code."""
 
-    published: float
-    arm: float
+    published: Sequence[Spent]
+    arm: Sequence[Spent]
     own: float
-    steps: int
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """On the clock, of both."""
+        return sum(each.wall for each in self.published), sum(each.wall for each in self.arm)
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,9 @@ class Row:
     rounds: int
     tokens_per_second: float  # new ones
     published_tokens_per_second: float
-    ratio: timing.Ratio  # of the two, by round
-    to_one_spec: timing.Ratio | None  # of the ratio to that of the arm with one spec, by round
+    ratio: timing.Ratio  # of the two, the median of rounds
+    cpu_ratio: timing.Ratio  # of the tokens per second of the processor, of all steps together
+    to_one_spec: float | None  # of cpu_ratio to that of the arm with one spec
     own_percent: float  # of the engine's time
     own_us: float  # of a step
     goal_met: bool
@@ -92,22 +97,21 @@ class Row:
 
     def cells(self) -> list[str]:
         """As a line of the table."""
-        flat = f"{self.to_one_spec.median:.4f}" if self.to_one_spec else ""
+        flat = "" if self.to_one_spec is None else f"{self.to_one_spec:.4f}"
         goal = "" if self.goal_met else " missed!"
         return [
-            *(self.engine, str(self.n_specs), f"{self.tokens_per_second:.1f}", f"{self.ratio.median:.4f}"),
-            *(f"{self.ratio.low:.4f} to {self.ratio.high:.4f}", flat, f"{self.own_percent:.2f}%"),
-            f"{self.own_us:.0f}{goal}",
+            *(self.engine, str(self.n_specs), f"{self.tokens_per_second:.1f}", _brief(self.ratio)),
+            *(_brief(self.cpu_ratio), flat, f"{self.own_percent:.2f}%", f"{self.own_us:.0f}{goal}"),
         ]
 
 
 def row_of(case: Case, setup: Setup, arm: Arm, times: list[Times], one_spec: list[Times] | None) -> Row:
     """An arm's row from all its rounds, and those of the arm with one spec where it has several."""
     new_tokens = case.n_requests * case.new_tokens
-    ratio = timing.Ratio.of([each.published for each in times], [each.arm for each in times])
+    published, steered = zip(*(each.seconds for each in times), strict=True)
     own = sum(each.own for each in times)
-    percent = 100 * own / sum(each.arm for each in times)
-    flat = _to_one_spec(times, one_spec) if one_spec else None
+    cpu_ratio, percent = _cpu_ratio(times), 100 * own / sum(steered)
+    flat = cpu_ratio.median / _cpu_ratio(one_spec).median if one_spec else None
     return Row(
         model=setup.name,
         engine=arm.engine,
@@ -117,30 +121,36 @@ def row_of(case: Case, setup: Setup, arm: Arm, times: list[Times], one_spec: lis
         prompt_tokens=case.prompt_tokens,
         new_tokens=case.new_tokens,
         rounds=len(times),
-        tokens_per_second=new_tokens / median(each.arm for each in times),
-        published_tokens_per_second=new_tokens / median(each.published for each in times),
-        ratio=ratio,
+        tokens_per_second=new_tokens / median(steered),
+        published_tokens_per_second=new_tokens / median(published),
+        ratio=timing.Ratio.of(published, steered),
+        cpu_ratio=cpu_ratio,
         to_one_spec=flat,
         own_percent=percent,
-        own_us=1e6 * own / sum(each.steps for each in times),
-        goal_met=_goal_met(arm, ratio, flat, percent),
+        own_us=1e6 * own / sum(len(each.arm) - 1 for each in times),
+        goal_met=_goal_met(arm, cpu_ratio, flat, percent),
     )
 
 
-def _to_one_spec(times: list[Times], one_spec: list[Times]) -> timing.Ratio:
-    many, one = ([each.published / each.arm for each in column] for column in (times, one_spec))
-    return timing.Ratio.of(many, one)
+def _cpu_ratio(times: list[Times]) -> timing.Ratio:
+    """Processor seconds of vLLM as published over those of the arm, with a bootstrap over pairs of steps."""
+    pairs = [(a.cpu, b.cpu) for each in times for a, b in zip(each.published, each.arm, strict=True)]
+    return timing.Ratio.of_sums(*zip(*pairs, strict=True))
 
 
-def _goal_met(arm: Arm, ratio: timing.Ratio, flat: timing.Ratio | None, own_percent: float) -> bool:
+def _goal_met(arm: Arm, ratio: timing.Ratio, to_one_spec: float | None, own_percent: float) -> bool:
     if arm.n_specs == 0:
         return own_percent <= MOST_IDLE_PERCENT
-    return ratio.low >= LEAST_RATIO and (flat is None or flat.median >= 1 - FLAT)
+    return ratio.low >= LEAST_RATIO and (to_one_spec is None or to_one_spec >= 1 - FLAT)
+
+
+def _brief(ratio: timing.Ratio) -> str:
+    return f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
 
 
 def print_table(rows: Sequence[Row]) -> None:
     """A table for each model and number of requests."""
-    head = ["engine", "specs", "tokens/s", "ratio", "95 % interval", "to one spec", "own time", "own us a step"]
+    head = ["engine", "specs", "tokens/s", "ratio", "by CPU time", "to one spec", "own time", "own us a step"]
     for key in dict.fromkeys((row.model, row.n_requests) for row in rows):
         group = [row for row in rows if (row.model, row.n_requests) == key]
         first = group[0]
