@@ -9,6 +9,7 @@ import sparsesteer as ss
 from sparsesteer.serving.admission import Steered
 from sparsesteer.serving.steered_block import steer_block
 from sparsesteer.serving.token_map import NO_SLOT, TokenMap
+from sparsesteer.serving.vllm_worker import warn_of_slow_ops
 from sparsesteer.serving.windows import END, windows, within
 from sparsesteer.serving.wishes import Wish, parse_wish
 
@@ -161,3 +162,12 @@ def test_only_a_step_that_is_kept_runs_its_ops_for_nobody(may_skip, of_idle_step
     tokens.fill(one, np.array([4], np.int32))  # behind the prompt nobody is steered
     block(hidden, residual)
     assert len(calls) == of_idle_steps + 1
+
+
+def test_a_worker_says_that_it_has_no_compiled_kernels(monkeypatch, caplog):
+    monkeypatch.setattr("sparsesteer._dispatch.missing", lambda backend: "")
+    warn_of_slow_ops(torch.device("cpu"))
+    assert not caplog.records
+    monkeypatch.setattr("sparsesteer._dispatch.missing", lambda backend: f"{backend} was not built")
+    warn_of_slow_ops(torch.device("cpu"))
+    assert "takes a hundred times longer: native was not built" in caplog.text

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from sparsesteer import _dispatch
 from sparsesteer.serving import spec_files
 from sparsesteer.serving.admission import Steered
 from sparsesteer.serving.block_forms import blocks_of, check_stream, form_of
@@ -42,6 +43,7 @@ class SteeredWorker:
     def _arm(self, model: Any, vllm_config: Any, device: torch.device) -> None:
         model_config = vllm_config.model_config
         eager = _runs_eagerly(vllm_config)
+        warn_of_slow_ops(device)
         blocks = blocks_of(model)
         for number in sorted({each.block for each in self.residency.banks}):
             if number >= len(blocks):
@@ -190,6 +192,13 @@ def _method(name: str) -> Any:
 
     call.__name__ = f"sparsesteer_{name}"
     return call
+
+
+def warn_of_slow_ops(device: torch.device) -> None:
+    """Log why a CPU has no compiled kernels; nothing says so but the time."""
+    why = _dispatch.missing("native") if device.type == "cpu" else ""
+    if why:
+        logger.warning("sparsesteer steers without its compiled kernels, which takes a hundred times longer: %s", why)
 
 
 def _runs_eagerly(config: Any) -> bool:
