@@ -37,7 +37,7 @@ class BankReader(nn.Module):
         )  # fmt: skip
 
 
-def steer_block(block: nn.Module, banks: list[Bank], tokens: TokenMap, *, may_skip: bool) -> None:
+def steer_block(block: nn.Module, banks: list[Bank], tokens: TokenMap, *, may_skip: bool = False) -> None:
     """Make a block return its output steered; banks follow one another.
 
     The block's own ``forward`` is wrapped, before the model is compiled, so that the ops are a part of the graph.
