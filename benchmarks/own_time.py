@@ -1,13 +1,13 @@
 """How much of an engine's time is spent in our code: in our wrappers, without what these call of the engine."""
 
 from collections.abc import Callable
-from time import perf_counter
+from time import process_time
 from typing import Any
 from unittest import mock
 
 
 class OwnTime:
-    """Seconds in functions that are ours, without the time in functions of others that they call."""
+    """Processor seconds in functions that are ours, without those in functions of others that they call."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -22,11 +22,11 @@ class OwnTime:
 
     def _clocked(self, function: Callable[..., Any], sign: int) -> Callable[..., Any]:
         def clocked(*args: Any, **kwargs: Any) -> Any:
-            started = perf_counter()
+            started = process_time()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds += sign * (perf_counter() - started)
+                self.seconds += sign * (process_time() - started)
 
         return clocked
 

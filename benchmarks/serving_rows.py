@@ -48,15 +48,18 @@ class Case:
 
 VANILLA = Arm(PUBLISHED, 0)
 IDLE = Arm(STEERING, 0)
+MANY = (IDLE, *(Arm(STEERING, n) for n in (1, 4, 16, 64, 256)))
 CASES = {
     "few": Case(16, 16, 16, (Arm(LOADED, 0), IDLE, Arm(STEERING, 1), Arm(STEERING, 16))),
-    "many": Case(256, 2, 3, (IDLE, *(Arm(STEERING, n) for n in (1, 4, 16, 64, 256)))),
+    "many": Case(256, 16, 16, MANY),
+    "brief": Case(256, 2, 3, MANY),  # where a step takes seconds
 }
 
 
 @dataclass(frozen=True)
 class Times:
-    """One batch, step by step in pairs: of vLLM as published, of an arm, and of the arm's the seconds in our code."""
+    """One batch, step by step in pairs: of vLLM as published, of an arm, and of the arm's what the processor spent on
+    our code."""
 
     published: Sequence[Spent]
     arm: Sequence[Spent]
@@ -85,7 +88,7 @@ class Row:
     ratio: timing.Ratio  # of the two, the median of rounds
     cpu_ratio: timing.Ratio  # of the tokens per second of the processor, of all steps together
     to_one_spec: float | None  # of cpu_ratio to that of the arm with one spec
-    own_percent: float  # of the engine's time
+    own_percent: float  # of the processor's time
     own_us: float  # of a step
     goal_met: bool
 
@@ -110,7 +113,8 @@ def row_of(case: Case, setup: Setup, arm: Arm, times: list[Times], one_spec: lis
     new_tokens = case.n_requests * case.new_tokens
     published, steered = zip(*(each.seconds for each in times), strict=True)
     own = sum(each.own for each in times)
-    cpu_ratio, percent = _cpu_ratio(times), 100 * own / sum(steered)
+    cpu_ratio = _cpu_ratio(times)
+    percent = 100 * own / sum(step.cpu for each in times for step in each.arm)
     flat = cpu_ratio.median / _cpu_ratio(one_spec).median if one_spec else None
     return Row(
         model=setup.name,

@@ -170,4 +170,4 @@ def test_a_worker_says_that_it_has_no_compiled_kernels(monkeypatch, caplog):
     assert not caplog.records
     monkeypatch.setattr("sparsesteer._dispatch.missing", lambda backend: f"{backend} was not built")
     warn_of_slow_ops(torch.device("cpu"))
-    assert "takes a hundred times longer: native was not built" in caplog.text
+    assert "takes far longer: native was not built" in caplog.text

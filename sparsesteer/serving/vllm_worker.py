@@ -198,7 +198,7 @@ def warn_of_slow_ops(device: torch.device) -> None:
     """Log why a CPU has no compiled kernels; nothing says so but the time."""
     why = _dispatch.missing("native") if device.type == "cpu" else ""
     if why:
-        logger.warning("sparsesteer steers without its compiled kernels, which takes a hundred times longer: %s", why)
+        logger.warning("sparsesteer steers without its compiled kernels, which takes far longer: %s", why)
 
 
 def _runs_eagerly(config: Any) -> bool:
