@@ -15,6 +15,7 @@ Clock = Callable[[Calls, int], float]
 
 LEAST_ROUNDS, MOST_ROUNDS = 15, 200
 GRAPH_CALLS = 20
+RESAMPLES = 2000
 FLUSH_BYTES = 256 << 20
 
 
@@ -34,7 +35,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median of ratios paired round by round, and its 95 % interval."""
+    """Median of ratios paired round by round, or ratio of sums of pairs; and its 95 % interval."""
 
     median: float
     low: float
@@ -47,14 +48,25 @@ class Ratio:
         low, high = median_interval(ratios)
         return cls(ratios.quantile(0.5).item(), low, high)
 
+    @classmethod
+    def of_sums(cls, numerator: Sequence[float], denominator: Sequence[float]) -> "Ratio":
+        """sum(numerator) / sum(denominator) of pairs of different weight, with a 95 % bootstrap over the pairs."""
+        above, below = (torch.tensor(each, dtype=torch.float64) for each in (numerator, denominator))
+        picks = _resampled(len(above))
+        low, high = (above[picks].sum(1) / below[picks].sum(1)).quantile(_double(0.025, 0.975)).tolist()
+        return cls((above.sum() / below.sum()).item(), low, high)
 
-def median_interval(values: Tensor, resamples: int = 2000) -> tuple[float, float]:
+
+def median_interval(values: Tensor, resamples: int = RESAMPLES) -> tuple[float, float]:
     """95 % bootstrap interval of the median of values [n], with a fixed seed."""
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(len(values), (resamples, len(values)), generator=generator)
-    medians = values.double()[picks].quantile(0.5, dim=-1)
+    medians = values.double()[_resampled(len(values), resamples)].quantile(0.5, dim=-1)
     low, high = medians.quantile(_double(0.025, 0.975)).tolist()
     return low, high
+
+
+def _resampled(n: int, resamples: int = RESAMPLES) -> Tensor:
+    """The members of each resample, [resamples, n]."""
+    return torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(0))
 
 
 def wall_clock(calls: Calls, turn: int) -> float:

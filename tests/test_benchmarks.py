@@ -23,6 +23,14 @@ def test_ratios_are_paired_by_round():
     assert (ratio.median, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
 
 
+def test_a_ratio_of_sums_weighs_its_pairs():
+    """A long step counts as much as many short ones."""
+    ratio = timing.Ratio.of_sums([1.0] * 10 + [30.0], [1.0] * 10 + [10.0])
+    assert ratio.median == 2.0 and 1.0 <= ratio.low < 2.0 < ratio.high <= 3.0
+    even = timing.Ratio.of_sums([2.0, 4.0, 6.0], [1.0, 2.0, 3.0])
+    assert (even.median, even.low, even.high) == (2.0, 2.0, 2.0)
+
+
 def test_the_interval_of_a_median_covers_it_at_the_stated_rate():
     generator = torch.Generator().manual_seed(3)
     covered = 0

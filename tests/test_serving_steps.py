@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from serving_cases import WIDTH, sae_at
 
+import sparsesteer as ss
 from sparsesteer.serving.admission import Steered
+from sparsesteer.serving.steered_block import steer_block
 from sparsesteer.serving.token_map import NO_SLOT, TokenMap
+from sparsesteer.serving.vllm_worker import warn_of_slow_ops
 from sparsesteer.serving.windows import END, windows, within
 from sparsesteer.serving.wishes import Wish, parse_wish
 
@@ -96,8 +100,10 @@ def random_batch(rng, n_rows):
 def test_the_map_of_a_random_batch_is_right_token_by_token(seed):
     rng = np.random.default_rng(seed)
     tokens = TokenMap(256, 16, torch.device("cpu"))
-    for _ in range(4):  # steps follow one another on the same tensors
+    for step in range(4):  # they follow one another on the same tensors
         rows, scheduled, computed = random_batch(rng, int(rng.integers(1, 12)))
+        if step % 2:
+            scheduled[:] = 1  # every request generates
         ids = [f"{seed}-{rng.integers(1e9)}-{name}" for name in rows]
         by_id = dict(zip(ids, rows.values(), strict=True))
 
@@ -118,6 +124,7 @@ def test_the_map_of_a_random_batch_is_right_token_by_token(seed):
                     assert tokens.strength[n] == np.float32(strength)
                 n += 1
         assert (tokens.slot[n:] == NO_SLOT).all()
+        assert tokens.idle == (tokens.slot == NO_SLOT).all()
 
 
 def test_a_step_without_steering_leaves_nothing_of_the_one_before():
@@ -129,3 +136,38 @@ def test_a_step_without_steering_leaves_nothing_of_the_one_before():
     tokens.set_rows(["b"], {"b": None}.get)
     tokens.fill(np.array([1], np.int32), np.array([6], np.int32))
     assert (tokens.slot == NO_SLOT).all()
+
+
+def block_with_ops(may_skip):
+    """A block that adds 1, steered by nothing but counted, its map of tokens, and the calls of its readers."""
+    block, tokens, calls = torch.nn.Identity(), TokenMap(16, 4, torch.device("cpu")), []
+    block.forward = lambda hidden, residual: (hidden + 1, residual)
+    sae = sae_at(1)
+    steer_block(block, [ss.Bank(sae, capacity=4, slots=2)], tokens, may_skip=may_skip)
+    block.sparsesteer[0].register_forward_hook(lambda *call: calls.append(1))
+    return block, tokens, calls
+
+
+@pytest.mark.parametrize(("may_skip", "of_idle_steps"), [(True, 0), (False, 2)])
+def test_only_a_step_that_is_kept_runs_its_ops_for_nobody(may_skip, of_idle_steps):
+    block, tokens, calls = block_with_ops(may_skip)
+    hidden, residual = torch.zeros(2, 3, WIDTH)
+    steered = {"a": (0, Steered("x", 1.0, windows("prompt", 4)))}.get
+    one = np.array([3], np.int32)
+    assert block(hidden, residual)[0].eq(1).all() and len(calls) == of_idle_steps // 2
+    tokens.set_rows(["a"], steered)
+    tokens.fill(one, np.array([0], np.int32))
+    block(hidden, residual)
+    assert len(calls) == of_idle_steps // 2 + 1
+    tokens.fill(one, np.array([4], np.int32))  # behind the prompt nobody is steered
+    block(hidden, residual)
+    assert len(calls) == of_idle_steps + 1
+
+
+def test_a_worker_says_that_it_has_no_compiled_kernels(monkeypatch, caplog):
+    monkeypatch.setattr("sparsesteer._dispatch.missing", lambda backend: "")
+    warn_of_slow_ops(torch.device("cpu"))
+    assert not caplog.records
+    monkeypatch.setattr("sparsesteer._dispatch.missing", lambda backend: f"{backend} was not built")
+    warn_of_slow_ops(torch.device("cpu"))
+    assert "takes far longer: native was not built" in caplog.text

@@ -40,8 +40,9 @@ FLOORS = (
     ("model",),
     ("datasets", "generation", "hooks", "methods", "recording", "site_edits", "specs"),
     ("__init__",),
+    ("serving",),
     ("benchmarks",),
-    ("cli", "demo", "serving"),
+    ("cli", "demo"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

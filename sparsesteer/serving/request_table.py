@@ -27,6 +27,8 @@ class Row(NamedTuple):
 class RequestTable:
     """As ``TokenMap``, two tensors at fixed addresses, [max_tokens]: int32 slots, -1 for none, and fp32 strengths."""
 
+    idle = False  # what a batch holds is known on the device alone
+
     def __init__(self, max_tokens: int, max_requests: int, device: torch.device) -> None:
         self.slot = torch.full((max_tokens,), NO_SLOT, dtype=torch.int32, device=device)
         self.strength = torch.zeros(max_tokens, dtype=torch.float32, device=device)

@@ -38,19 +38,29 @@ class BankReader(nn.Module):
         )  # fmt: skip
 
 
-def steer_block(block: nn.Module, banks: list[Bank], tokens: TokenMap | RequestTable) -> None:
+def steer_block(
+    block: nn.Module, banks: list[Bank], tokens: TokenMap | RequestTable, *, may_skip: bool = False
+) -> None:
     """Make a block return its output steered; banks follow one another.
 
     The block's own ``forward`` is wrapped, before the model is compiled, so that the ops are a part of the graph.
+
+    Args:
+        may_skip: leave the ops out of a step in which no token is steered. Not where the step is kept, compiled or as a
+            CUDA graph, for others in which some are.
     """
     readers = nn.ModuleList(BankReader(bank, tokens) for bank in banks)
     block.sparsesteer = readers
-    block.forward = _steered(block.forward, readers)
+    block.forward = _steered(block.forward, readers, tokens, may_skip)
 
 
-def _steered(forward: Callable[..., Any], readers: nn.ModuleList) -> Callable[..., Any]:
+def _steered(
+    forward: Callable[..., Any], readers: nn.ModuleList, tokens: TokenMap | RequestTable, may_skip: bool
+) -> Callable[..., Any]:
     def steered_forward(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
+        if may_skip and tokens.idle:
+            return output
         hidden, residual = output if isinstance(output, tuple) else (output, None)
         for reader in readers:
             hidden = reader(hidden, residual)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from sparsesteer import _dispatch
 from sparsesteer.serving import spec_files
 from sparsesteer.serving.admission import Steered
 from sparsesteer.serving.block_forms import blocks_of, check_stream, form_of
@@ -40,9 +41,12 @@ class SteeredWorker:
         self._seen: set[str] = set()
         for spec in specs:
             self.residency.placed(spec)
-        self._arm(model, vllm_config.model_config, device)
+        self._arm(model, vllm_config, device)
 
-    def _arm(self, model: Any, model_config: Any, device: torch.device) -> None:
+    def _arm(self, model: Any, vllm_config: Any, device: torch.device) -> None:
+        model_config = vllm_config.model_config
+        eager = _runs_eagerly(vllm_config)
+        warn_of_slow_ops(device)
         blocks = blocks_of(model)
         for number in sorted({each.block for each in self.residency.banks}):
             if number >= len(blocks):
@@ -56,7 +60,7 @@ class SteeredWorker:
                 if bank.encoder.shape[1] != width:
                     raise ValueError(f"the SAE after block {number} has width {bank.encoder.shape[1]}, not {width}")
             check_stream(block, form, width, model_config.dtype, device)
-            steer_block(block, banks, self.tokens)
+            steer_block(block, banks, self.tokens, may_skip=eager)
 
     def finish(self, request_ids: Any) -> None:
         """Requests have ended."""
@@ -200,6 +204,20 @@ def _method(name: str) -> Any:
 
     call.__name__ = f"sparsesteer_{name}"
     return call
+
+
+def warn_of_slow_ops(device: torch.device) -> None:
+    """Log why a CPU has no compiled kernels; nothing says so but the time."""
+    why = _dispatch.missing("native") if device.type == "cpu" else ""
+    if why:
+        logger.warning("sparsesteer steers without its compiled kernels, which takes far longer: %s", why)
+
+
+def _runs_eagerly(config: Any) -> bool:
+    """True if every step runs the model's Python code; the V2 runner's map of tokens is on the device alone."""
+    compilation = config.compilation_config
+    kept = compilation.mode.name != "NONE" or compilation.cudagraph_mode.name != "NONE"
+    return not kept and not config.use_v2_model_runner
 
 
 def _refuse_untried(config: Any, settings: Settings) -> None:
