@@ -32,13 +32,18 @@ class Answerer:
         self.stops = _stops(model, tokenizer)
 
     @torch.no_grad()
-    def answers(self, conflicts: Sequence[Conflict]) -> tuple[list[str], dict[Any, Tensor]]:
+    def answers(
+        self, conflicts: Sequence[Conflict], options: Mapping[str, Any] | None = None
+    ) -> tuple[list[str], dict[Any, Tensor]]:
         """(the first line of each answer, states [B, D] by site), of one batch.
+
+        Args:
+            options: of ``model.generate``, besides those of greedy answers.
 
         Raises:
             RuntimeError: a place that does not see the prompts in one call.
         """
-        ids, mask = self._padded([self.tokenizer(conflict.prompt)["input_ids"] for conflict in conflicts])
+        ids, mask = self.padded([conflict.prompt for conflict in conflicts])
         states: dict[Any, Tensor] = {}
         with ExitStack() as hooks:
             for site, place in self.places.items():
@@ -51,6 +56,7 @@ class Answerer:
                 num_beams=1,
                 pad_token_id=self.padding,
                 eos_token_id=self.stops or None,
+                **(options or {}),
             )
         for site, place in self.places.items():
             if site not in states:
@@ -78,8 +84,9 @@ class Answerer:
             sha.update(picked.double().cpu().numpy().tobytes())
         return sha.hexdigest()
 
-    def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """(ids, attention mask) [B, T], padded on the left."""
+    def padded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(ids, attention mask) [B, T] of prompts, padded on the left."""
+        rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
         width = max(map(len, rows))
         ids = torch.tensor([[self.padding] * (width - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)

@@ -13,7 +13,7 @@ from sparsesteer.methods.spare import files
 from sparsesteer.methods.spare.fitting import fit_statistics
 from sparsesteer.methods.spare.measuring import Estimate
 from sparsesteer.methods.spare.selection import Selection
-from sparsesteer.methods.spare.statistics import FORMS, SIDES, FeatureStatistics, plan
+from sparsesteer.methods.spare.statistics import FORMS, SIDES, FeatureStatistics, check_named, plan
 from sparsesteer.sae import SAE
 
 
@@ -152,7 +152,7 @@ class SPARE:
 
     def features(self, side: str) -> Any:
         """The selected features of "context" or "memory", by falling mutual information; {site: list} of several."""
-        _check_named("side", side, SIDES)
+        check_named("side", side, SIDES)
         return self._by_site({site: each.features(self.selection, side) for site, each in self.statistics.items()})
 
     def edit(self, toward: str = "memory", alpha: float = 2.0, form: str = "code") -> Any:
@@ -204,16 +204,11 @@ class SPARE:
         return f"SPARE({'; '.join(counts)})"
 
     def _edits(self, toward: str, alpha: float, form: str) -> dict[Any, Edit]:
-        _check_named("toward", toward, SIDES)
-        _check_named("form", form, FORMS)
+        check_named("toward", toward, SIDES)
+        check_named("form", form, FORMS)
         if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
             raise ValueError(f"SPARE: alpha should be a number from 0 on, got {alpha!r}")
         return {site: each.edit(self.selection, toward, float(alpha), form) for site, each in self.statistics.items()}
 
     def _by_site(self, found: dict) -> Any:
         return found[None] if None in found else found
-
-
-def _check_named(what: str, name: str, names: tuple[str, ...]) -> None:
-    if name not in names:
-        raise ValueError(f"SPARE: {what} should be one of {', '.join(names)}, got {name!r}")

@@ -81,3 +81,9 @@ def steered_activation(sae: SAE) -> Activation:
 def plan(sae: SAE, edit: Edit) -> SteeringPlan:
     """An edit of activations without TopK's mask."""
     return sae.plan(edit, activation=ReLU() if sae.k else None)
+
+
+def check_named(what: str, name: str, names: tuple[str, ...]) -> None:
+    """Raises ValueError for a name that is none of these."""
+    if name not in names:
+        raise ValueError(f"SPARE: {what} should be one of {', '.join(names)}, got {name!r}")

@@ -1,0 +1,5 @@
+"""What SPARE is compared with, each from its published definition."""
+
+from sparsesteer.methods.baselines.control import Control, SpareControl
+
+__all__ = ["Control", "SpareControl"]
