@@ -1,5 +1,5 @@
 """What SPARE is compared with, each from its published definition."""
 
-from sparsesteer.methods.baselines.control import Control, SpareControl
+from sparsesteer.methods.baselines.control import Control, LastTokenControl, SpareControl
 
-__all__ = ["Control", "SpareControl"]
+__all__ = ["Control", "LastTokenControl", "SpareControl"]
