@@ -9,6 +9,8 @@ from torch import multiprocessing
 import sparsesteer as ss
 from sparsesteer.methods.spare import answering, fitting
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYERS = (0, 2)
 
 
