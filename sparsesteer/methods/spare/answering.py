@@ -48,21 +48,27 @@ class Answerer:
         with ExitStack() as hooks:
             for site, place in self.places.items():
                 hooks.callback(place.attach(_Reader(states, site, place.path, ids.shape).read, Stage.AFTER))
-            written = self.model.generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=self.padding,
-                eos_token_id=self.stops or None,
-                **(options or {}),
-            )
+            lines = self.written(ids, mask, options)
         for site, place in self.places.items():
             if site not in states:
                 raise RuntimeError(f"SPARE: {place.path} did not run while the model answered")
-        new = written[:, ids.shape[1] :].tolist()
-        return [as_text(self.tokenizer, each).split("\n")[0].strip() for each in new], states
+        return lines, states
+
+    @torch.no_grad()
+    def written(self, ids: Tensor, mask: Tensor, options: Mapping[str, Any] | None = None) -> list[str]:
+        """The first line of what the model goes on with greedily, behind ids [B, T]."""
+        whole = self.model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=self.padding,
+            eos_token_id=self.stops or None,
+            **(options or {}),
+        )
+        new = whole[:, ids.shape[1] :].tolist()
+        return [as_text(self.tokenizer, each).split("\n")[0].strip() for each in new]
 
     @torch.no_grad()
     def losses(self, conflict: Conflict) -> tuple[float, float]:
