@@ -14,6 +14,7 @@ from sparsesteer.methods.spare.conflicts import Conflict
 from sparsesteer.model.places import argument_names
 
 _LEFT = 2  # tokens read anew each time: ss.steer takes a single one behind a cache for a generated token
+_WRONG_BY = 3  # tokens: an article, a full stop and the line's end add nothing to an answer
 _FEWEST_SHARED = 8  # tokens that are worth a call of their own
 
 
@@ -56,8 +57,18 @@ class PrefilledAnswerer(Answerer):
     def answers(
         self, conflicts: Sequence[Conflict], options: Mapping[str, Any] | None = None
     ) -> tuple[list[str], dict[Any, Tensor]]:
-        """(``lines`` of the conflicts' prompts, no states)."""
-        return self.lines([conflict.prompt for conflict in conflicts], options), {}
+        """(``lines`` of the conflicts' prompts, no states).
+
+        The model stops where an answer is some tokens longer than all that are right: it is wrong then already.
+        """
+        longest = max(map(self.answer_length, conflicts))
+        enough = {"max_new_tokens": min(self.max_new_tokens, longest + _WRONG_BY)}
+        return self.lines([conflict.prompt for conflict in conflicts], enough | dict(options or {})), {}
+
+    def answer_length(self, conflict: Conflict) -> int:
+        """Tokens of the longest answer of either side."""
+        texts = [f" {answer}" for answer in (*conflict.sub_answer, *conflict.org_answer)]
+        return max(map(len, self.tokenizer(texts, add_special_tokens=False)["input_ids"]))
 
     def _read(self, prompts: Sequence[str]) -> "_Batch":
         ids, mask = self.padded(prompts)

@@ -57,16 +57,14 @@ class Answerer:
     @torch.no_grad()
     def written(self, ids: Tensor, mask: Tensor, options: Mapping[str, Any] | None = None) -> list[str]:
         """The first line of what the model goes on with greedily, behind ids [B, T]."""
-        whole = self.model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            pad_token_id=self.padding,
-            eos_token_id=self.stops or None,
-            **(options or {}),
-        )
+        greedily = {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": False,
+            "num_beams": 1,
+            "pad_token_id": self.padding,
+            "eos_token_id": self.stops or None,
+        }
+        whole = self.model.generate(ids, attention_mask=mask, **(greedily | dict(options or {})))
         new = whole[:, ids.shape[1] :].tolist()
         return [as_text(self.tokenizer, each).split("\n")[0].strip() for each in new]
 
