@@ -227,22 +227,29 @@ class Study:
             ValueError: the test split was answered with another setting before.
         """
         path = self.folder / "test.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        done = [parse_json(line, str(path)) for line in lines]
-        asked = self.asked("test")
-        for name, toward in track([(name, side) for name in contenders for side in SIDES], "testing"):
-            setting = json.loads(json.dumps(self.chosen(name, toward, log)))
-            before = {line["seed"]: line for line in done if (line["method"], line["toward"]) == (name, toward)}
-            if any(line["setting"] != setting for line in before.values()):
-                raise ValueError(f"{path} has the test split under another setting of {name}: it is run once")
-            control = contenders[name].make(setting, toward)
-            for seed in [seed for seed in asked if seed not in before]:
-                answers = answers_of(control.with_seed(seed), self.answerer, asked[seed], toward)
-                line = {"method": name, "toward": toward, "setting": setting, "seed": seed, "answers": answers}
-                with path.open("a") as file:
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-                done.append(line)
+        done = [parse_json(line, str(path)) for line in path.read_text().splitlines()] if path.exists() else []
+        known = {(line["method"], line["toward"], line["seed"]): line for line in done}
+        runs = [(name, side) for name in contenders for side in SIDES]
+        settings = {run: self.chosen(*run, log) for run in runs}
+        for line in done:
+            run = line["method"], line["toward"]
+            if settings.get(run, line["setting"]) != line["setting"]:
+                raise ValueError(f"{path} has the test split under another setting of {run[0]}: it is run once")
+        wanted = [(seed, *run) for seed in self.protocol.test_seeds for run in runs]
+        for seed, name, toward in track([w for w in wanted if (w[1], w[2], w[0]) not in known], "testing"):
+            setting = settings[name, toward]
+            control = contenders[name].make(setting, toward).with_seed(seed)
+            answers = answers_of(control, self.answerer, self.tested[seed], toward)
+            line = {"method": name, "toward": toward, "setting": setting, "seed": seed, "answers": answers}
+            with path.open("a") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            done.append(line)
         return done
+
+    @cached_property
+    def tested(self) -> dict[int, list[Conflict]]:
+        """The prompts of test, by seed."""
+        return self.asked("test")
 
     def _drawn(self, conflicts: list[Conflict], most: int) -> list[Conflict]:
         if len(conflicts) <= most:
