@@ -22,6 +22,7 @@ from sparsesteer.methods.spare import SPARE
 from sparsesteer.methods.spare.collection import Collection
 from sparsesteer.methods.spare.conflicts import Conflict
 from sparsesteer.methods.spare.selection import Selection
+from sparsesteer.methods.spare.statistics import SIDES
 
 Grid = Mapping[str, Sequence[Any]]
 
@@ -52,12 +53,13 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Contender:
-    """A method, what may be chosen, where the search begins, and the control that a choice makes."""
+    """A method: its settings, where their search begins, the control that one makes, and the directions that it has."""
 
     name: str
     make: Callable[[Mapping[str, Any], str], Control]  # of a setting and a direction
     grid: Grid
     start: Mapping[str, Any]
+    sides: tuple[str, ...] = SIDES
 
 
 def contenders(fitted: Fitted) -> dict[str, Contender]:
@@ -140,7 +142,7 @@ def _of_decoding(fitted: Fitted) -> list[Contender]:
 
 
 def _none() -> Contender:
-    return Contender("none", lambda setting, toward: Control(), {}, {})
+    return Contender("none", lambda setting, toward: Control(), {}, {}, SIDES[:1])
 
 
 def _both_ways(alpha: float) -> dict[str, float]:

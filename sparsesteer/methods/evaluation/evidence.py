@@ -53,9 +53,7 @@ def _of_sae(fitted: Fitted, held_out: Collection, site: Any, k: int, alpha: floa
 
 
 def _edit(spare: SPARE, site: Any, x: Tensor, states: Tensor, labels: Tensor, alpha: float) -> dict[str, float]:
-    toward_context, toward_memory = (
-        ops.steer(x, spare.plan(side, alpha)[site]) - x for side in ("context", "memory")
-    )
+    toward_context, toward_memory = (ops.steer(x, spare.plan(side, alpha)[site]) - x for side in ("context", "memory"))
     dense = states[labels == CONTEXT].mean(0) - states[labels == MEMORY].mean(0)
     mean = (toward_context - toward_memory).mean(0)
     norms = torch.linalg.vector_norm(torch.cat([toward_context, toward_memory]), dim=-1)

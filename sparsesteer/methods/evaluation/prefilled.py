@@ -111,4 +111,3 @@ class _Batch:
     ids: Tensor
     mask: Tensor
     cache: Any
-

@@ -30,7 +30,9 @@ def behind_demonstrations(
     """
     by_question = {conflict.question: conflict for conflict in pool}
     if len(by_question) < len(kinds):
-        raise ValueError(f"{len(kinds)} demonstrations need as many different questions, the pool has {len(by_question)}")
+        raise ValueError(
+            f"{len(kinds)} demonstrations need as many different questions, the pool has {len(by_question)}"
+        )
     random = np.random.RandomState(seed)
     questions = list(by_question)
     picked = [questions[place] for place in random.choice(len(questions), len(kinds), replace=False)]

@@ -67,9 +67,7 @@ def shares(asked: Mapping[int, Sequence[Conflict]], answers: Mapping[int, Sequen
     return {name: found.count(kind) / len(found) for name, kind in kinds.items()}
 
 
-def _against(
-    ours: Sequence[Hits], theirs: Sequence[Hits] | None, questions: Sequence[str]
-) -> dict[str, float] | None:
+def _against(ours: Sequence[Hits], theirs: Sequence[Hits] | None, questions: Sequence[str]) -> dict[str, float] | None:
     if theirs is None:
         return None
     mean, low, high = difference(ours, theirs, questions)

@@ -107,7 +107,9 @@ def by_question(values: NDArray, questions: Sequence[Hashable]) -> NDArray[np.fl
 
 def as_json(found: Mapping[str, Measured]) -> dict[str, dict]:
     """Measures as plain data, NaN as null."""
-    return {name: {key: None if value != value else value for key, value in vars(m).items()} for name, m in found.items()}
+    return {
+        name: {key: None if value != value else value for key, value in vars(m).items()} for name, m in found.items()
+    }
 
 
 def _resamples(n: int, seed: int) -> NDArray[np.float64]:

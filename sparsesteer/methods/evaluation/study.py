@@ -1,18 +1,18 @@
 """A study in one folder: conflicts that the model knows, a fit, a search on dev, the test split answered once.
 
-    study.json        what was decided beforehand (``Protocol``), the model and its SAEs
-    conflicts.jsonl   what is asked, by split
-    collected/        answers and states of the split fit
-    spare.safetensors the fitted SPARE
-    trials.jsonl      every trial on dev
-    test.jsonl        every answer on test, by method, direction and seed
-    README.md, report.json, *.svg  the report
+study.json        what was decided beforehand (``Protocol``), the model and its SAEs
+conflicts.jsonl   what is asked, by split
+collected/        answers and states of the split fit
+spare.safetensors the fitted SPARE
+trials.jsonl      every trial on dev
+test.jsonl        every answer on test, by method, direction and seed
+README.md, report.json, *.svg  the report
 """
 
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ from sparsesteer.methods.spare.conflicts import Conflict
 from sparsesteer.methods.spare.fitting import check_counts, places_of, statistics_of
 from sparsesteer.methods.spare.measuring import Estimate
 from sparsesteer.methods.spare.selection import Selection
-from sparsesteer.methods.spare.statistics import SIDES
 from sparsesteer.model.sites import ModelSites
 from sparsesteer.sae import SAE
 from sparsesteer.storage import parse_json
@@ -73,7 +72,9 @@ class Protocol:
         unknown = sorted(set(given) - set(cls.__dataclass_fields__))
         if unknown:
             raise ValueError(f"a study has no {unknown[0]}; it has {', '.join(cls.__dataclass_fields__)}")
-        found = cls(**{name: tuple(value) if isinstance(value, list | tuple) else value for name, value in given.items()})
+        found = cls(
+            **{name: tuple(value) if isinstance(value, list | tuple) else value for name, value in given.items()}
+        )
         for name in ("n_fit", "n_dev", "n_test", "max_new_tokens", "budget"):
             if getattr(found, name) < 1:
                 raise ValueError(f"{name} should be a positive whole number, got {getattr(found, name)!r}")
@@ -201,11 +202,13 @@ class Study:
     def trial(self, contender: Contender, toward: str, setting: Mapping[str, Any], log: TrialLog, why: str) -> float:
         """The EM that a setting reaches on dev."""
         known = log.found(contender.name, toward, setting)
-        if known is None or (known.why != why and why == "search"):
+        if known is None:
             control = contender.make(setting, toward)
             given = (control, self.answerer, self.dev, contender.name, toward, setting)
             known = tried(*given, in_context=self.protocol.in_context, why=why)
             log.add(known)
+        elif (known.why, why) == ("scan", "search"):
+            log.add(replace(known, why=why))  # it counts toward the budget
         return known.em
 
     @cached_property
@@ -229,7 +232,7 @@ class Study:
         path = self.folder / "test.jsonl"
         done = [parse_json(line, str(path)) for line in path.read_text().splitlines()] if path.exists() else []
         known = {(line["method"], line["toward"], line["seed"]): line for line in done}
-        runs = [(name, side) for name in contenders for side in SIDES]
+        runs = [(name, side) for name, each in contenders.items() for side in each.sides]
         settings = {run: self.chosen(*run, log) for run in runs}
         for line in done:
             run = line["method"], line["toward"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from sparsesteer.methods.baselines import Control
 from sparsesteer.methods.evaluation.prefilled import PrefilledAnswerer
-from sparsesteer.methods.evaluation.scores import behaviours, hits
+from sparsesteer.methods.evaluation.scores import hits
 from sparsesteer.methods.spare.conflicts import Conflict
 from sparsesteer.storage import parse_json
 
@@ -74,8 +74,8 @@ class TrialLog:
         self.trials.append(trial)
 
     def found(self, method: str, toward: str, setting: Setting) -> Trial | None:
-        """The trial of this setting, if there was one."""
-        return next((trial for trial in self.trials if trial.is_of(method, toward, setting)), None)
+        """The latest trial of this setting, if there was one."""
+        return next((trial for trial in reversed(self.trials) if trial.is_of(method, toward, setting)), None)
 
     def best(self, method: str, toward: str) -> Trial | None:
         """The trial of the highest ``em`` among those of the search, the first of equals."""
