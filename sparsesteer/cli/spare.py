@@ -56,7 +56,7 @@ def fit(
     saes = _sae_names(sae)
     protocol = replace(
         Protocol(),
-        kinds=tuple(kinds.split(",")),
+        kinds=tuple(each for each in kinds.split(",") if each),
         n_fit=n_fit,
         n_dev=n_dev,
         n_test=n_test,

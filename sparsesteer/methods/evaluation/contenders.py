@@ -25,6 +25,7 @@ from sparsesteer.methods.spare.selection import Selection
 from sparsesteer.methods.spare.statistics import SIDES
 
 Grid = Mapping[str, Sequence[Any]]
+COUNTS = (8, 32, 128, 512)  # of selected features at each layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,16 +71,28 @@ def contenders(fitted: Fitted) -> dict[str, Contender]:
 
 def _of_features(fitted: Fitted) -> list[Contender]:
     sites = list(fitted.spare.saes)
-    grid = {"layers": runs(sites), "alpha": (1.0, 2.0, 3.0, 4.0, 6.0, 9.0), "k": (8, 32, 128, 512)}
-    start = {"layers": sites, "alpha": 2.0, "k": 128}
 
-    def of(kind: Callable[..., Control]) -> Contender:
+    def of(kind: Callable[..., Control], counts: Sequence[int]) -> Contender:
         def make(setting: Mapping[str, Any], toward: str) -> Control:
             return kind(fitted.selected(setting["layers"], setting["k"]), alpha=setting["alpha"])
 
+        grid = {"layers": runs(sites), "alpha": (1.0, 2.0, 3.0, 4.0, 6.0, 9.0), "k": counts}
+        start = {"layers": sites, "alpha": 2.0, "k": counts[len(counts) // 2]}
         return Contender(kind.name, make, grid, start)  # type: ignore[attr-defined]
 
-    return [of(kind) for kind in (SpareControl, RandomFeatures, InputIndependent, RemoveOnly, AddOnly)]
+    matched = [k for k in COUNTS if _others_remain(fitted.spare, k)] or COUNTS[:1]
+    some = [of(kind, COUNTS) for kind in (SpareControl, InputIndependent, RemoveOnly, AddOnly)]
+    return [*some, of(RandomFeatures, matched)]
+
+
+def _others_remain(spare: SPARE, k: int) -> bool:
+    """Whether beside k features as many of either side are left to be drawn at random."""
+    for known in spare.statistics.values():
+        chosen = Selection(k=k).features(known.mi, known.mean_difference)
+        alive = (known.mean_difference > 0).sum(), (known.mean_difference < 0).sum()
+        if any(2 * len(some) > int(count) for some, count in zip(chosen, alive, strict=True)):
+            return False
+    return True
 
 
 def _of_states(fitted: Fitted) -> list[Contender]:

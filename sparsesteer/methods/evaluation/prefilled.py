@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ class PrefilledAnswerer(Answerer):
         batch = self._kept.get(tuple(prompts))
         if batch is None:
             raise RuntimeError("these prompts were not read yet; call prepare(prompts) before steering")
-        return self.written(batch.ids, batch.mask, {"past_key_values": deepcopy(batch.cache), **(options or {})})
+        return self.written(batch.ids, batch.mask, {"past_key_values": _copied(batch.cache), **(options or {})})
 
     def answers(
         self, conflicts: Sequence[Conflict], options: Mapping[str, Any] | None = None
@@ -88,7 +88,7 @@ class PrefilledAnswerer(Answerer):
         if len(rows) == 1 or n_shared < max(_FEWEST_SHARED, int(padding.max())):
             return None, 0
         cache = self._call(rows[0][None, :n_shared], torch.ones_like(mask[:1, :n_shared]), None)
-        if any(type(layer).__name__ != "DynamicLayer" for layer in getattr(cache, "layers", [None])):
+        if not _grows(cache):
             return None, 0  # a window or a state: not to be cut
         # padded rows hold less of it: row i has padding[i] columns that are masked, then the first tokens
         places = (torch.arange(n_shared, device=ids.device) - padding[:, None]).clamp(min=0)
@@ -111,3 +111,17 @@ class _Batch:
     ids: Tensor
     mask: Tensor
     cache: Any
+
+
+def _copied(cache: Any) -> Any:
+    """A cache that goes on apart from this one; tensors that are only ever replaced, not written to, are shared."""
+    if not _grows(cache):
+        return deepcopy(cache)
+    other = copy(cache)
+    other.layers = [copy(layer) for layer in cache.layers]
+    return other
+
+
+def _grows(cache: Any) -> bool:
+    """Whether every layer of a cache is a pair of tensors, to which new columns are appended."""
+    return all(type(layer).__name__ == "DynamicLayer" for layer in getattr(cache, "layers", [None]))

@@ -45,7 +45,7 @@ class Protocol:
 
     Attributes:
         kinds: of the demonstrations that every prompt begins with: which context and which answer, substituted (s) or
-            original (o).
+            original (o); none of them is a prompt without demonstrations.
         fit_seeds, dev_seeds, test_seeds: each draws demonstrations.
         n_fit, n_dev, n_test: how many conflicts of a split are asked at most, drawn by ``draw``.
         draw: seed of that.
@@ -78,7 +78,7 @@ class Protocol:
         for name in ("n_fit", "n_dev", "n_test", "max_new_tokens", "budget"):
             if getattr(found, name) < 1:
                 raise ValueError(f"{name} should be a positive whole number, got {getattr(found, name)!r}")
-        for name in ("kinds", "fit_seeds", "dev_seeds", "test_seeds"):
+        for name in ("fit_seeds", "dev_seeds", "test_seeds"):
             if not getattr(found, name):
                 raise ValueError(f"{name} should not be empty")
         return found
