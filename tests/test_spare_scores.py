@@ -25,7 +25,7 @@ def test_answers_count_for_a_side_as_they_are_normalised():
 
 
 def test_measures_are_shares_of_what_was_unsteered():
-    questions = [conflict.question for conflict in SAID]
+    questions = 2 * [[conflict.question for conflict in SAID]]
     unsteered = [np.array([1, 1, 0, 0, -1, -1], np.int8), np.array([1, 0, 0, 0, -1, 1], np.int8)]
     steered = [np.array([1, 0, 1, 0, 1, 0], bool), np.array([0, 1, 1, 1, 0, 0], bool)]
     found = measured(steered, unsteered, questions, "memory")
@@ -38,20 +38,20 @@ def test_measures_are_shares_of_what_was_unsteered():
 
 
 def test_nothing_of_a_kind_is_nan_and_one_seed_has_no_spread():
-    found = share([np.array([True, False])], [np.array([False, False])], ["a", "b"])
+    found = share([np.array([True, False])], [np.array([False, False])], [["a", "b"]])
     assert math.isnan(found.mean) and math.isnan(found.low) and found.n == 0
-    assert math.isnan(share([np.array([True, False])], [np.ones(2, bool)], ["a", "b"]).sd)
+    assert math.isnan(share([np.array([True, False])], [np.ones(2, bool)], [["a", "b"]]).sd)
 
 
 def test_intervals_draw_questions_with_all_their_conflicts_and_seeds():
     random = np.random.RandomState(3)
-    questions = [f"q{i // 5}" for i in range(200)]
+    questions = 3 * [[f"q{i // 5}" for i in range(200)]]
     shared = random.rand(40) < 0.4  # all conflicts of a question are answered alike
     found = [np.repeat(shared, 5) for _ in range(3)]
     ours = share(found, [np.ones(200, bool)] * 3, questions)
     half = 1.96 * math.sqrt(shared.mean() * (1 - shared.mean()) / 40)
     assert ours.high - ours.low == pytest.approx(2 * half, rel=0.15)
-    alone = share(found, [np.ones(200, bool)] * 3, range(200))
+    alone = share(found, [np.ones(200, bool)] * 3, 3 * [range(200)])
     assert ours.high - ours.low > 2 * (alone.high - alone.low)
     assert ours.low < ours.mean < ours.high
 
@@ -62,11 +62,23 @@ def test_a_difference_is_paired():
     ours = [each.copy() for each in theirs]
     for each in ours:
         each[:30] = True
-    mean, low, high = difference(ours, theirs, range(300))
+    mean, low, high = difference(ours, theirs, 2 * [range(300)])
     assert mean == pytest.approx(np.mean([o.mean() - t.mean() for o, t in zip(ours, theirs, strict=True)]))
     assert 0 < low < mean < high < 0.12
-    assert difference(ours, ours, range(300)) == (0, 0, 0)
-    assert by_question(np.array([1.0, 2, 4]), ["b", "a", "b"]).tolist() == [5, 2]
+    assert difference(ours, ours, 2 * [range(300)]) == (0, 0, 0)
+    sums = by_question([np.array([1.0, 2, 4]), np.array([8.0])], [["b", "a", "b"], ["c"]])
+    assert sums.tolist() == [[5, 2, 0], [0, 0, 8]]
+
+
+def test_seeds_may_ask_other_questions():
+    found = [np.array([1, 1, 0, 0], bool), np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0], bool)]
+    questions = [range(4), range(10, 20)]
+    both = share(found, [np.ones(4, bool), np.ones(10, bool)], questions)
+    assert both.mean == 0.5 and both.sd == 0 and both.n == 14
+    one = share(found[1:], [np.ones(10, bool)], questions[1:])
+    assert both.low < one.low < 0.5  # the seed that asks 4 adds its own uncertainty
+    mean, low, high = difference(found, [~each for each in found], questions)
+    assert mean == 0 and low < 0 < high
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -149,7 +149,9 @@ def test_a_test_without_a_sweep_and_wrong_options_are_told(begun, tmp_path):
     folder, _ = begun
     shutil.copytree(folder / "study", tmp_path / "copy", ignore=shutil.ignore_patterns("t*.jsonl"))
     assert "run the sweep first" in run("eval", tmp_path / "copy", exit_code=1).stderr
-    assert "there is no AddAct; there are SPARE" in run("sweep", tmp_path / "copy", "--method=AddAct", exit_code=1).stderr
+    assert (
+        "there is no AddAct; there are SPARE" in run("sweep", tmp_path / "copy", "--method=AddAct", exit_code=1).stderr
+    )
     assert "give a block and an SAE" in run("fit", tmp_path / "other", "--sae", "demo", exit_code=1).stderr
     assert "No such file" in run("sweep", tmp_path / "none", exit_code=1).stderr
 

@@ -41,6 +41,9 @@ def fit(
     n_fit: Annotated[int, typer.Option(min=1, help="Conflicts that are fitted on, at most.")] = Protocol.n_fit,
     n_dev: Annotated[int, typer.Option(min=1, help="Conflicts that settings are chosen on, at most.")] = Protocol.n_dev,
     n_test: Annotated[int, typer.Option(min=1, help="Conflicts that are tested, at most.")] = Protocol.n_test,
+    spread: Annotated[
+        bool, typer.Option("--spread", help="Ask each conflict behind the demonstrations of one seed, not of all.")
+    ] = False,
     budget: Annotated[int, typer.Option(min=1, help="Settings for each method and direction.")] = Protocol.budget,
     all_questions: Annotated[
         bool, typer.Option("--all", help="Also questions that the model cannot answer without context.")
@@ -57,6 +60,7 @@ def fit(
     protocol = replace(
         Protocol(),
         kinds=tuple(each for each in kinds.split(",") if each),
+        spread=spread,
         n_fit=n_fit,
         n_dev=n_dev,
         n_test=n_test,
@@ -65,7 +69,7 @@ def fit(
     )
     blocks = [int(each) for each in dense.split(",") if each]
     given = [f"--sae {shlex.quote(each)}" for each in sae] + [f"--model {model}", f"--data {data}", f"--kinds {kinds}"]
-    given += [f"--dense {dense}"] * bool(dense) + ["--all"] * all_questions
+    given += [f"--dense {dense}"] * bool(dense) + ["--all"] * all_questions + ["--spread"] * spread
     given += [f"--n-fit {n_fit}", f"--n-dev {n_dev}", f"--n-test {n_test}", f"--budget {budget}"]
     about = {
         "model": model,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsesteer.methods.spare.answering import Answerer
 from sparsesteer.methods.spare.conflicts import Conflict
-from sparsesteer.model.places import argument_names
+from sparsesteer.model.places import Place, argument_names
 
 _LEFT = 2  # tokens read anew each time: ss.steer takes a single one behind a cache for a generated token
 _WRONG_BY = 3  # tokens: an article, a full stop and the line's end add nothing to an answer
@@ -25,11 +25,19 @@ class PrefilledAnswerer(Answerer):
     goes on from a copy. What prompts begin with in common is read once for all of them.
 
     Args:
+        places: whose states are read, as they are behind the last token.
         most_batches: whose caches are kept, the latest asked for.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int, most_batches: int = 32) -> None:
-        super().__init__(model, tokenizer, {}, max_new_tokens)
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_new_tokens: int,
+        places: Mapping[Any, Place] | None = None,
+        most_batches: int = 32,
+    ) -> None:
+        super().__init__(model, tokenizer, places or {}, max_new_tokens)
         self.most_batches = most_batches
         self._kept: OrderedDict[tuple[str, ...], _Batch] = OrderedDict()
 
@@ -38,13 +46,19 @@ class PrefilledAnswerer(Answerer):
         """Read a batch that is to be answered next; called before a steering is entered."""
         key = tuple(prompts)
         if key not in self._kept:
-            self._kept[key] = self._read(key)
+            self._kept[key] = self._prefilled(key)
         self._kept.move_to_end(key)
         while len(self._kept) > self.most_batches:
             self._kept.popitem(last=False)
 
-    def lines(self, prompts: Sequence[str], options: Mapping[str, Any] | None = None) -> list[str]:
-        """The first line of the answer to each of a batch that was prepared.
+    def answers(
+        self, conflicts: Sequence[Conflict], options: Mapping[str, Any] | None = None
+    ) -> tuple[list[str], dict[Any, Tensor]]:
+        """See ``Answerer``; the model stops where an answer is too long to be right."""
+        return self.lines([conflict.prompt for conflict in conflicts], self.room(conflicts) | dict(options or {}))
+
+    def lines(self, prompts: Sequence[str], options: Mapping[str, Any]) -> tuple[list[str], dict[Any, Tensor]]:
+        """(the first line of each answer, states [B, D] by site), of a batch that was prepared.
 
         Raises:
             RuntimeError: it was not: reading it here would be steered, and kept as such.
@@ -52,25 +66,19 @@ class PrefilledAnswerer(Answerer):
         batch = self._kept.get(tuple(prompts))
         if batch is None:
             raise RuntimeError("these prompts were not read yet; call prepare(prompts) before steering")
-        return self.written(batch.ids, batch.mask, {"past_key_values": _copied(batch.cache), **(options or {})})
+        return self.read(batch.ids, batch.mask, {"past_key_values": _copied(batch.cache), **options}, _LEFT)
 
-    def answers(
-        self, conflicts: Sequence[Conflict], options: Mapping[str, Any] | None = None
-    ) -> tuple[list[str], dict[Any, Tensor]]:
-        """(``lines`` of the conflicts' prompts, no states).
-
-        The model stops where an answer is some tokens longer than all that are right: it is wrong then already.
-        """
+    def room(self, conflicts: Sequence[Conflict]) -> dict[str, int]:
+        """An option of ``lines``: how many tokens an answer may have, some more than all that are right."""
         longest = max(map(self.answer_length, conflicts))
-        enough = {"max_new_tokens": min(self.max_new_tokens, longest + _WRONG_BY)}
-        return self.lines([conflict.prompt for conflict in conflicts], enough | dict(options or {})), {}
+        return {"max_new_tokens": min(self.max_new_tokens, longest + _WRONG_BY)}
 
     def answer_length(self, conflict: Conflict) -> int:
         """Tokens of the longest answer of either side."""
         texts = [f" {answer}" for answer in (*conflict.sub_answer, *conflict.org_answer)]
         return max(map(len, self.tokenizer(texts, add_special_tokens=False)["input_ids"]))
 
-    def _read(self, prompts: Sequence[str]) -> "_Batch":
+    def _prefilled(self, prompts: Sequence[str]) -> "_Batch":
         ids, mask = self.padded(prompts)
         end = ids.shape[1] - _LEFT
         if end < 1:

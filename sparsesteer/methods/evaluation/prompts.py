@@ -11,7 +11,7 @@ from sparsesteer.methods.spare.collection import tracked
 from sparsesteer.methods.spare.conflicts import Conflict, demonstration, exact_match
 
 SPLITS = ("fit", "dev", "test")
-BATCH = 32
+BATCH = 128
 
 
 def behind_demonstrations(
@@ -86,11 +86,12 @@ def known_closed_book(
     random = np.random.RandomState(seed)
     drawn = list(random.permutation(list(dict.fromkeys(shown))))[: shots + 1]
     known = set()
-    for some in tracked(list(_batches(list(asked.values()), BATCH)), "asking without context", progress):
+    by_length = sorted(asked.values(), key=answerer.answer_length)
+    for some in tracked(list(_batches(by_length, BATCH)), "asking without context", progress):
         shown_to = [[asked[q] for q in drawn if q != conflict.question][:shots] for conflict in some]
         prompts = [_closed_book(conflict, others) for conflict, others in zip(some, shown_to, strict=True)]
         answerer.prepare(prompts)
-        for conflict, answer in zip(some, answerer.lines(prompts), strict=True):
+        for conflict, answer in zip(some, answerer.lines(prompts, answerer.room(some))[0], strict=True):
             if exact_match(answer, conflict.org_answer):
                 known.add(conflict.question)
     return [dict(example) for example in examples if example["question"] in known]

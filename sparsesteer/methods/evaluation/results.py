@@ -3,7 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sparsesteer.methods.evaluation.scores import MEASURES, Hits, as_json, behaviours, difference, hits, measured
+from sparsesteer.methods.evaluation.scores import (
+    MEASURES,
+    Hits,
+    Questions,
+    as_json,
+    behaviours,
+    difference,
+    hits,
+    measured,
+)
 from sparsesteer.methods.evaluation.trials import TrialLog
 from sparsesteer.methods.spare.conflicts import CONTEXT, MEMORY, NEITHER, Conflict
 from sparsesteer.methods.spare.statistics import SIDES
@@ -29,7 +38,7 @@ def table(answers: Answers, asked: Mapping[int, Sequence[Conflict]], in_context:
         ValueError: a method that lacks a seed.
     """
     seeds = list(asked)
-    questions = [conflict.question for conflict in asked[seeds[0]]]
+    questions = [[conflict.question for conflict in asked[seed]] for seed in seeds]
     for (name, toward), some in answers.items():
         if list(some) != sorted(seeds):
             raise ValueError(f"{name} toward {toward} has answers for the seeds {list(some)}, not for {sorted(seeds)}")
@@ -67,7 +76,7 @@ def shares(asked: Mapping[int, Sequence[Conflict]], answers: Mapping[int, Sequen
     return {name: found.count(kind) / len(found) for name, kind in kinds.items()}
 
 
-def _against(ours: Sequence[Hits], theirs: Sequence[Hits] | None, questions: Sequence[str]) -> dict[str, float] | None:
+def _against(ours: Sequence[Hits], theirs: Sequence[Hits] | None, questions: Questions) -> dict[str, float] | None:
     if theirs is None:
         return None
     mean, low, high = difference(ours, theirs, questions)

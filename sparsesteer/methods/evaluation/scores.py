@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sparsesteer.methods.spare.conflicts import CONTEXT, MEMORY, Conflict, exact_match, normalized
 
 Hits = NDArray[np.bool_]
+Questions = Sequence[Sequence[Hashable]]  # of each seed's conflicts
 MEASURES = {  # of what steering toward a side is to bring, and from which answers without steering
     "context": ("EM_C", "EM_M->C", "EM_C->C"),
     "memory": ("EM_M", "EM_C->M", "EM_M->M"),
@@ -58,14 +59,14 @@ def behaviours(conflicts: Sequence[Conflict], answers: Sequence[str]) -> NDArray
 
 
 def measured(
-    steered: Sequence[Hits], unsteered: Sequence[NDArray[np.int8]], questions: Sequence[Hashable], toward: str
+    steered: Sequence[Hits], unsteered: Sequence[NDArray[np.int8]], questions: Questions, toward: str
 ) -> dict[str, Measured]:
     """All measures of steering toward a side.
 
     Args:
         steered: ``hits`` [n] of that side for each seed.
         unsteered: ``behaviours`` [n] of the same prompts without steering, for each seed.
-        questions: [n], the same for every seed.
+        questions: [n] for each seed.
     """
     side = _LETTER[toward]
     found = {f"EM_{side}": share(steered, [np.ones_like(each) for each in steered], questions)}
@@ -75,10 +76,10 @@ def measured(
     return {name: found[name] for name in MEASURES[toward]}
 
 
-def share(found: Sequence[Hits], among: Sequence[Hits], questions: Sequence[Hashable], seed: int = 0) -> Measured:
+def share(found: Sequence[Hits], among: Sequence[Hits], questions: Questions, seed: int = 0) -> Measured:
     """The share of ``found`` [n] among some [n], seed by seed; NaN where there are none."""
-    parts = np.array([by_question(f & a, questions) for f, a in zip(found, among, strict=True)])  # [S, Q]
-    wholes = np.array([by_question(a, questions) for a in among])
+    parts = by_question([f & a for f, a in zip(found, among, strict=True)], questions)
+    wholes = by_question(among, questions)
     each = _ratio(parts.sum(1), wholes.sum(1))
     drawn = _resamples(parts.shape[1], seed)
     means = _mean(_ratio(drawn @ parts.T, drawn @ wholes.T), axis=1)
@@ -88,21 +89,21 @@ def share(found: Sequence[Hits], among: Sequence[Hits], questions: Sequence[Hash
 
 
 def difference(
-    ours: Sequence[Hits], theirs: Sequence[Hits], questions: Sequence[Hashable], seed: int = 0
+    ours: Sequence[Hits], theirs: Sequence[Hits], questions: Questions, seed: int = 0
 ) -> tuple[float, float, float]:
-    """(mean of the difference of two shares, its 95 % interval), questions drawn anew for both together."""
-    gap = np.array([a.astype(float) - b for a, b in zip(ours, theirs, strict=True)]).mean(0)
-    sums, counts = by_question(gap, questions), by_question(np.ones_like(gap), questions)
-    drawn = _resamples(len(sums), seed)
-    low, high = np.percentile((drawn @ sums) / (drawn @ counts), [2.5, 97.5])
-    return float(gap.mean()), float(low), float(high)
+    """(mean over the seeds of the difference of two shares, its 95 % interval), as ``share`` draws questions."""
+    gaps = by_question([a.astype(float) - b for a, b in zip(ours, theirs, strict=True)], questions)
+    wholes = by_question([np.ones_like(each) for each in ours], questions)
+    drawn = _resamples(gaps.shape[1], seed)
+    low, high = np.nanpercentile(_mean(_ratio(drawn @ gaps.T, drawn @ wholes.T), axis=1), [2.5, 97.5])
+    return float(_mean(_ratio(gaps.sum(1), wholes.sum(1)))), float(low), float(high)
 
 
-def by_question(values: NDArray, questions: Sequence[Hashable]) -> NDArray[np.float64]:
-    """Sums [Q] of values [n], one for each different question."""
+def by_question(values: Sequence[NDArray], questions: Questions) -> NDArray[np.float64]:
+    """Sums [S, Q] of values [n] of S seeds, over the conflicts of each question that any seed asks."""
     numbers: dict[Hashable, int] = {}
-    places = [numbers.setdefault(question, len(numbers)) for question in questions]
-    return np.bincount(places, weights=values, minlength=len(numbers))
+    places = [[numbers.setdefault(question, len(numbers)) for question in some] for some in questions]
+    return np.array([np.bincount(p, weights=v, minlength=len(numbers)) for p, v in zip(places, values, strict=True)])
 
 
 def as_json(found: Mapping[str, Measured]) -> dict[str, dict]:

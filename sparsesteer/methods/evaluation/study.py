@@ -26,7 +26,6 @@ from sparsesteer.methods.evaluation.prefilled import PrefilledAnswerer
 from sparsesteer.methods.evaluation.prompts import behind_demonstrations, by_split
 from sparsesteer.methods.evaluation.trials import TrialLog, answers_of, searched, tried
 from sparsesteer.methods.spare import SPARE
-from sparsesteer.methods.spare.answering import Answerer
 from sparsesteer.methods.spare.collection import Collection, collect
 from sparsesteer.methods.spare.conflicts import Conflict
 from sparsesteer.methods.spare.fitting import check_counts, places_of, statistics_of
@@ -47,6 +46,7 @@ class Protocol:
         kinds: of the demonstrations that every prompt begins with: which context and which answer, substituted (s) or
             original (o); none of them is a prompt without demonstrations.
         fit_seeds, dev_seeds, test_seeds: each draws demonstrations.
+        spread: each conflict is asked behind the demonstrations of one seed, in turn; else behind those of every seed.
         n_fit, n_dev, n_test: how many conflicts of a split are asked at most, drawn by ``draw``.
         draw: seed of that.
         max_new_tokens: of an answer.
@@ -58,6 +58,7 @@ class Protocol:
     fit_seeds: tuple[int, ...] = (11, 12, 13)
     dev_seeds: tuple[int, ...] = (21, 22)
     test_seeds: tuple[int, ...] = (42, 43, 44, 45, 46)
+    spread: bool = False
     n_fit: int = 200
     n_dev: int = 100
     n_test: int = 400
@@ -148,17 +149,18 @@ class Study:
 
         A question of the split fit is not asked behind its own answer.
         """
-        seeds = getattr(self.protocol, f"{split}_seeds")
-        return {seed: self._behind(self.splits[split], seed) for seed in seeds}
+        seeds, conflicts = getattr(self.protocol, f"{split}_seeds"), self.splits[split]
+        step = len(seeds) if self.protocol.spread else 1
+        return {seed: self._behind(conflicts[place % step :: step], seed) for place, seed in enumerate(seeds)}
 
     def collected(self, split: str = "fit") -> tuple[Collection, list[Conflict]]:
         """Answers and states of a split's prompts, of all seeds, and the prompts; kept in the folder."""
         conflicts = [conflict for some in self.asked(split).values() for conflict in some]
         sites = ModelSites.of(self.model)
         places = {**places_of(self.model, self.saes), **{site: sites.resolve(site) for site in self.dense_sites}}
-        answerer = Answerer(self.model, self.tokenizer, places, self.protocol.max_new_tokens)
+        answerer = PrefilledAnswerer(self.model, self.tokenizer, self.protocol.max_new_tokens, places, most_batches=1)
         folder = self.folder / ("collected" if split == "fit" else f"collected_{split}")
-        options = {"with_losses": False, "batch_size": 16, "folder": folder, "progress": self.progress}
+        options = {"with_losses": False, "batch_size": 32, "folder": folder, "progress": self.progress}
         return collect(answerer, conflicts, **options), conflicts
 
     def fit(self, k: int = 128) -> Fitted:

@@ -15,7 +15,7 @@ from sparsesteer.methods.spare.conflicts import Conflict
 from sparsesteer.storage import parse_json
 
 Setting = Mapping[str, Any]
-BATCH = 48
+BATCH = 128
 
 
 @dataclass(frozen=True)

@@ -44,10 +44,23 @@ class Answerer:
             RuntimeError: a place that does not see the prompts in one call.
         """
         ids, mask = self.padded([conflict.prompt for conflict in conflicts])
+        return self.read(ids, mask, options or {}, ids.shape[1])
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """What can be done before a batch is answered, and before a steering is entered: nothing here."""
+
+    def read(
+        self, ids: Tensor, mask: Tensor, options: Mapping[str, Any], n_seen: int
+    ) -> tuple[list[str], dict[Any, Tensor]]:
+        """(the first line of what follows ids [B, T], states [B, D] by site), where T - ``n_seen`` tokens are cached.
+
+        Raises:
+            RuntimeError: a place that does not see the others in one call.
+        """
         states: dict[Any, Tensor] = {}
         with ExitStack() as hooks:
             for site, place in self.places.items():
-                hooks.callback(place.attach(_Reader(states, site, place.path, ids.shape).read, Stage.AFTER))
+                hooks.callback(place.attach(_Reader(states, site, place.path, (len(ids), n_seen)).read, Stage.AFTER))
             lines = self.written(ids, mask, options)
         for site, place in self.places.items():
             if site not in states:
