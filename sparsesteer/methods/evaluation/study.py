@@ -157,7 +157,8 @@ class Study:
         """Answers and states of a split's prompts, of all seeds, and the prompts; kept in the folder."""
         conflicts = [conflict for some in self.asked(split).values() for conflict in some]
         sites = ModelSites.of(self.model)
-        places = {**places_of(self.model, self.saes), **{site: sites.resolve(site) for site in self.dense_sites}}
+        found = {**places_of(self.model, self.saes), **{site: sites.resolve(site) for site in self.dense_sites}}
+        places = {site: found[site] for site in sorted(found)}  # so that a collection serves other SAEs too
         answerer = PrefilledAnswerer(self.model, self.tokenizer, self.protocol.max_new_tokens, places, most_batches=1)
         folder = self.folder / ("collected" if split == "fit" else f"collected_{split}")
         options = {"with_losses": False, "batch_size": 32, "folder": folder, "progress": self.progress}
