@@ -25,7 +25,7 @@ def tokenizer():
 def model():
     config = LlamaConfig(
         hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=len(_CHARACTERS), max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=len(_CHARACTERS), max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     config._attn_implementation = "eager"
     torch.manual_seed(0)
@@ -40,8 +40,8 @@ def gemma():
     """Another family: it caps its logits, and looks back through a window in every second block."""
     config = Gemma2Config(
         hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=8, vocab_size=len(_CHARACTERS), max_position_embeddings=256, sliding_window=32, query_pre_attn_scalar=8,
-        final_logit_softcapping=5.0, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        head_dim=8, query_pre_attn_scalar=8, sliding_window=32, final_logit_softcapping=5.0, tie_word_embeddings=False,
+        vocab_size=len(_CHARACTERS), max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     config._attn_implementation = "eager"
     torch.manual_seed(0)

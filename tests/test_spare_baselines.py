@@ -231,7 +231,7 @@ WRONG = {
     "no such site": (lambda w: ActAdd.fit(collected()[0], [3]), ValueError, r"no states .* at 3; .* at \[0, 'b'\]"),
     "one kind": (lambda w: TaskVector.fit(one_sided()[0]), ValueError, "both kinds are needed, none came from context"),
     "one kind, SEA": (lambda w: SpectralEditing.fit(*one_sided()), ValueError, "SEA: answers of both kinds are needed"),
-    "no pairs": (lambda w: SpectralEditing.fit(*other_questions()), ValueError, "no question was answered from context"),
+    "no pairs": (lambda w: SpectralEditing.fit(*other_questions()), ValueError, "no question was answered from"),
     "other conflicts": (lambda w: SpectralEditing.fit(collected()[0], []), ValueError, "24 answers .* got 0 conflicts"),
     "kept": (lambda w: SpectralEditing.fit(*collected(), kept=0), ValueError, "kept should be above 0"),
     "length": (lambda w: SpectralEditing.fit(*collected(), length_scale=0.0), ValueError, "length_scale should be pos"),

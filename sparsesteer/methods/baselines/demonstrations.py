@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from sparsesteer.methods.baselines.control import Control
 from sparsesteer.methods.spare.conflicts import Conflict, demonstration
-
-KINDS = {"context": "ss", "memory": "so"}  # which context and which answer, substituted (s) or original (o)
 
 
 class InContext(Control):
@@ -26,6 +24,7 @@ class InContext(Control):
     """
 
     name = "ICL"
+    kinds: ClassVar = {"context": "ss", "memory": "so"}  # which context and answer, substituted (s) or original (o)
 
     def __init__(self, pool: Sequence[Any], shots: int = 3, seed: int = 42) -> None:
         self.pool = [Conflict.of(each, number) for number, each in enumerate(pool)]
@@ -41,10 +40,10 @@ class InContext(Control):
 
     def with_seed(self, seed: int) -> "InContext":
         """With other demonstrations."""
-        return InContext(self.pool, self.shots, seed)
+        return type(self)(self.pool, self.shots, seed)
 
     def shown(self, conflict: Conflict, toward: str) -> Conflict:
         """See ``Control``. Raises ValueError for a question that is demonstrated."""
         if any(each.question == conflict.question for each in self.picked):
             raise ValueError(f"ICL: {conflict.question!r} is demonstrated; ask other questions than those of the pool")
-        return replace(conflict, demonstrations=tuple(demonstration(each, *KINDS[toward]) for each in self.picked))
+        return replace(conflict, demonstrations=tuple(demonstration(each, *self.kinds[toward]) for each in self.picked))

@@ -12,6 +12,7 @@ from sparsesteer.methods.spare.answering import Answerer
 from sparsesteer.methods.spare.collection import Collection, collect, tracked
 from sparsesteer.methods.spare.conflicts import Conflict
 from sparsesteer.methods.spare.measuring import Estimate, confidence_weights, measured, plain_weights
+from sparsesteer.methods.spare.processes import Processes
 from sparsesteer.methods.spare.statistics import FeatureStatistics
 from sparsesteer.model.places import Place
 from sparsesteer.model.sites import ModelSites
@@ -56,7 +57,7 @@ def fit_statistics(
         progress=progress,
     )
     check_counts(found, estimate.n_neighbors + 1)
-    statistics = statistics_of(chosen, found, estimate, progress)
+    statistics = Processes.current().by_first(lambda: statistics_of(chosen, found, estimate, progress))
     about = {
         "answers": found.counts(),
         "means": means,
