@@ -44,25 +44,42 @@ class Answerer:
             RuntimeError: a place that does not see the prompts in one call.
         """
         ids, mask = self.padded([conflict.prompt for conflict in conflicts])
+        return self.read(ids, mask, options or {}, ids.shape[1])
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """What can be done before a batch is answered, and before a steering is entered: nothing here."""
+
+    def read(
+        self, ids: Tensor, mask: Tensor, options: Mapping[str, Any], n_seen: int
+    ) -> tuple[list[str], dict[Any, Tensor]]:
+        """(the first line of what follows ids [B, T], states [B, D] by site), where T - ``n_seen`` tokens are cached.
+
+        Raises:
+            RuntimeError: a place that does not see the others in one call.
+        """
         states: dict[Any, Tensor] = {}
         with ExitStack() as hooks:
             for site, place in self.places.items():
-                hooks.callback(place.attach(_Reader(states, site, place.path, ids.shape).read, Stage.AFTER))
-            written = self.model.generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=self.padding,
-                eos_token_id=self.stops or None,
-                **(options or {}),
-            )
+                hooks.callback(place.attach(_Reader(states, site, place.path, (len(ids), n_seen)).read, Stage.AFTER))
+            lines = self.written(ids, mask, options)
         for site, place in self.places.items():
             if site not in states:
                 raise RuntimeError(f"SPARE: {place.path} did not run while the model answered")
-        new = written[:, ids.shape[1] :].tolist()
-        return [as_text(self.tokenizer, each).split("\n")[0].strip() for each in new], states
+        return lines, states
+
+    @torch.no_grad()
+    def written(self, ids: Tensor, mask: Tensor, options: Mapping[str, Any] | None = None) -> list[str]:
+        """The first line of what the model goes on with greedily, behind ids [B, T]."""
+        greedily = {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": False,
+            "num_beams": 1,
+            "pad_token_id": self.padding,
+            "eos_token_id": self.stops or None,
+        }
+        whole = self.model.generate(ids, attention_mask=mask, **(greedily | dict(options or {})))
+        new = whole[:, ids.shape[1] :].tolist()
+        return [as_text(self.tokenizer, each).split("\n")[0].strip() for each in new]
 
     @torch.no_grad()
     def losses(self, conflict: Conflict) -> tuple[float, float]:

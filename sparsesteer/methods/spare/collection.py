@@ -114,6 +114,7 @@ def _read(
     batches = []
     for start in range(0, len(conflicts), batch_size):
         some = conflicts[start : start + batch_size]
+        answerer.prepare([conflict.prompt for conflict in some])
         answers, states = answerer.answers(some)
         for site, each in states.items():
             broken = (~torch.isfinite(each).all(-1)).nonzero()

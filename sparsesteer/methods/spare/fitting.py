@@ -45,8 +45,8 @@ def fit_statistics(
     found = _collected(
         model, tokenizer, places, examples, means == "confidence", max_new_tokens, batch_size, folder, progress
     )
-    _check_counts(found, estimate.n_neighbors + 1)
-    statistics = Processes.current().by_first(lambda: _statistics(chosen, found, estimate, progress))
+    check_counts(found, estimate.n_neighbors + 1)
+    statistics = Processes.current().by_first(lambda: statistics_of(chosen, found, estimate, progress))
     about = {
         "answers": found.counts(),
         "means": means,
@@ -166,7 +166,8 @@ def _by_site(saes: Sequence[Any], layers: list | None) -> dict[Any, Any]:
     return dict(zip(names, saes, strict=True))
 
 
-def _check_counts(found: Collection, fewest: int) -> None:
+def check_counts(found: Collection, fewest: int) -> None:
+    """Raises ValueError where answers of a kind are missing, or fewer than the estimator needs."""
     counts = found.counts()
     told = f"{counts['context']} answers came from the context, {counts['memory']} from memory, {counts['neither']} "
     told += "from neither"
@@ -181,9 +182,10 @@ def _check_counts(found: Collection, fewest: int) -> None:
         )
 
 
-def _statistics(
+def statistics_of(
     saes: Mapping[Any, SAE], found: Collection, estimate: Estimate, progress: bool
 ) -> dict[Any, FeatureStatistics]:
+    """Of the features of every SAE, whose site was collected."""
     labels = found.labels
     sample_weights = plain_weights(labels) if found.losses is None else confidence_weights(labels, found.losses)
     statistics = {}
