@@ -3,7 +3,7 @@
     python examples/spare_llama3.py llama3 --out llama3
     torchrun --nproc-per-node 4 examples/spare_llama3.py gemma2 --out gemma2
 
-Needs: pip install 'sparsesteer[lens]' datasets, a GPU for each process, and access to the models on the hub.
+Needs: pip install 'sparsesteer[lens,data]', a GPU for each process, and access to the models on the hub.
 
 Layers, K, alpha, prompts, seeds and the form of the edit are those of the authors' program; where the paper says
 something else, a comment does. As in the program, demonstrations are not restricted to what the model remembers.
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 import sparsesteer as ss
+from sparsesteer.datasets import nq_swap
 from sparsesteer.documents import read_document, write_document
 from sparsesteer.methods.baselines import Control, InContext, SpareControl
 from sparsesteer.methods.spare import Conflict, exact_match, with_demonstrations
@@ -101,13 +102,6 @@ def load_model(setting: Setting, device: torch.device) -> tuple[Any, Any]:
 
     model = AutoModelForCausalLM.from_pretrained(setting.model, dtype=torch.bfloat16)
     return model.to(device).eval(), AutoTokenizer.from_pretrained(setting.model)
-
-
-def nq_swap() -> list[dict]:
-    """4,746 conflicts."""
-    from datasets import load_dataset
-
-    return list(load_dataset("pminervini/NQ-Swap", split="dev"))
 
 
 def held_out(conflicts: Sequence[Conflict], n_questions: int = HELD_OUT) -> tuple[list[Conflict], list[Conflict]]:

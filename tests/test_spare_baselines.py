@@ -22,6 +22,8 @@ from sparsesteer.methods.spare import Conflict
 from sparsesteer.methods.spare.answering import Answerer
 from sparsesteer.methods.spare.collection import Collection
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYERS = (0, 2)
 SIDES = ("context", "memory")
 

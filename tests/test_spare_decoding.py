@@ -9,6 +9,8 @@ from sparsesteer.methods.baselines.decoding import contrasted, without_context
 from sparsesteer.methods.spare import Conflict, Demonstration
 from sparsesteer.methods.spare.answering import Answerer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N_NEW = 3
 
 

@@ -13,6 +13,8 @@ from conflict_models import answer_of, gemma, model, sae, tokenizer
 import sparsesteer as ss
 from sparsesteer.methods.spare import Conflict, exact_match, with_demonstrations
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "spare_llama3.py"
 
 

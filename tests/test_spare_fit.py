@@ -7,7 +7,7 @@ import torch
 from conflict_models import N_FEATURES, WIDTH, conflicts, model, sae, tokenizer
 
 import sparsesteer as ss
-from sparsesteer.methods.spare import answering, collection, measuring
+from sparsesteer.methods.spare import answering, collect_states, collection, measuring
 from sparsesteer.methods.spare.conflicts import CONTEXT, MEMORY, Conflict
 
 LAYERS = (0, 2)
@@ -211,6 +211,22 @@ def test_an_interrupted_collection_goes_on(world, answered, tmp_path):
                 assert torch.equal(spare.statistics[layer].tensors()[name], tensor)
 
 
+def test_states_alone_share_the_folder_of_a_fit(world, answered, tmp_path):
+    seen, _ = answered
+    found = collect_states(
+        *world[:2], LAYERS, world[2], max_new_tokens=4, batch_size=3, folder=tmp_path / "one", progress=False
+    )
+    assert sum(seen) == 26 and found.counts() == fit(world).about["answers"]
+    labels, states = by_hand(world)
+    assert torch.equal(found.labels.long(), labels)
+    torch.testing.assert_close(found.states[2], states[2], rtol=1e-4, atol=1e-5)
+    seen.clear()
+    fit(world, folder=tmp_path / "one")
+    assert not seen
+    with pytest.raises(ValueError, match="SPARE: there is no block 7"):
+        collect_states(*world[:2], [7], world[2])
+
+
 def test_other_collections_do_not_mix(world, tmp_path):
     the_model, the_tokenizer, examples = world
     fit(world, folder=tmp_path / "one")
@@ -286,6 +302,8 @@ WRONG = {
     "k": (lambda w: fit(w, k=None), ValueError, "give k, how many features"),
     "training": (lambda w: fit((model().train(), *w[1:])), ValueError, "in training mode"),
     "no generation": (lambda w: fit((model().model, *w[1:])), TypeError, "one of transformers that generates"),
+    "un-fit": (lambda w: ss.SPARE({0: sae()}, {}, fit(w).selection), ValueError, r"statistics are needed .* SPARE.fit, "
+               "from_statistics and load make"),
     "NaN states": (lambda w: fit((nan_model(), *w[1:])), ValueError, "states at model.layers.2 have NaN .*example 0"),
     "NaN codes": (lambda w: fit(w, {0: nan_sae()}), ValueError, "codes of feature 7 are NaN or infinite"),
 }  # fmt: skip

@@ -9,6 +9,8 @@ from torch import multiprocessing
 import sparsesteer as ss
 from sparsesteer.methods.spare import answering, fitting
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LAYERS = (0, 2)
 
 
@@ -54,7 +56,7 @@ WORKS = (fit_twice, without_folder, of_one_kind, nan_codes)
 
 def outcome_of(work, examples, folder):
     """(prompts that this process answered, how often it measured features, the result or the error as text)."""
-    seen, answers, statistics = [], answering.Answerer.answers, fitting._statistics
+    seen, answers, statistics = [], answering.Answerer.answers, fitting.statistics_of
 
     def watched(self, some, options=None):
         seen.extend(conflict.prompt for conflict in some)
@@ -64,13 +66,13 @@ def outcome_of(work, examples, folder):
         seen.append(None)
         return statistics(*given)
 
-    answering.Answerer.answers, fitting._statistics = watched, measured
+    answering.Answerer.answers, fitting.statistics_of = watched, measured
     try:
         result = work(examples, folder)
     except Exception as error:
         result = f"{type(error).__name__}: {error}"
     finally:
-        answering.Answerer.answers, fitting._statistics = answers, statistics
+        answering.Answerer.answers, fitting.statistics_of = answers, statistics
     return [each for each in seen if each is not None], seen.count(None), result
 
 

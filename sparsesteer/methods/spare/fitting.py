@@ -35,26 +35,15 @@ def fit_statistics(
     progress: bool,
 ) -> tuple[dict[Any, SAE], dict[Any, FeatureStatistics], dict[str, Any]]:
     """(SAEs, statistics and how they came about); see ``SPARE.fit``."""
-    for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ValueError(f"SPARE: {name} should be a positive whole number, got {number!r}")
     if means not in MEANS or estimate.estimator not in ESTIMATORS:
         raise ValueError(
             f"SPARE: means should be one of {', '.join(MEANS)} and estimator one of {', '.join(ESTIMATORS)}, "
             f"got {means!r} and {estimate.estimator!r}"
         )
     chosen = chosen_saes(saes, layers)
-    conflicts = [Conflict.of(each, number) for number, each in enumerate(examples)]
-    if not conflicts:
-        raise ValueError("SPARE: there are no examples")
-    answerer = Answerer(model, tokenizer, places_of(model, chosen), max_new_tokens)
-    found = collect(
-        answerer,
-        conflicts,
-        with_losses=means == "confidence",
-        batch_size=batch_size,
-        folder=folder,
-        progress=progress,
+    places = places_of(model, chosen)
+    found = _collected(
+        model, tokenizer, places, examples, means == "confidence", max_new_tokens, batch_size, folder, progress
     )
     check_counts(found, estimate.n_neighbors + 1)
     statistics = Processes.current().by_first(lambda: statistics_of(chosen, found, estimate, progress))
@@ -66,6 +55,31 @@ def fit_statistics(
         "random_state": estimate.random_state if isinstance(estimate.random_state, int) else None,
     }
     return chosen, statistics, about
+
+
+def collect_states(
+    model: Any,
+    tokenizer: Any,
+    sites: Iterable[Any],
+    examples: Iterable[Any],
+    *,
+    max_new_tokens: int = 12,
+    batch_size: int = 8,
+    folder: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Collection:
+    """What ``SPARE.fit`` collects, for methods without features: answers, where they came from, states at the sites.
+
+    With the same examples, sites and numbers it reads the folder of a ``SPARE.fit`` with plain means, which reads its.
+
+    Args:
+        sites: as ``ss.steer`` takes them.
+
+    Raises:
+        ValueError, TypeError: as ``SPARE.fit`` for these arguments.
+    """
+    places = places_of(model, dict.fromkeys(sites))
+    return _collected(model, tokenizer, places, examples, False, max_new_tokens, batch_size, folder, progress)
 
 
 def chosen_saes(saes: Any, layers: Any) -> dict[Any, SAE]:
@@ -98,16 +112,16 @@ def chosen_saes(saes: Any, layers: Any) -> dict[Any, SAE]:
     return {site: given[site] for site in wanted}
 
 
-def places_of(model: Any, saes: Mapping[Any, SAE]) -> dict[Any, Place]:
+def places_of(model: Any, saes: Mapping[Any, SAE | None]) -> dict[Any, Place]:
     """Where the SAEs read in a model. Raises TypeError or ValueError for a site that it lacks, or of another width."""
     places = {}
     try:
         sites = ModelSites.of(model)
         for site, sae in saes.items():
-            if site is None and sae.site.hook_name is None:
+            if site is None and (sae is None or sae.site.hook_name is None):
                 raise ValueError("steer: the SAE knows no site; name one: SPARE.fit(model, tokenizer, {15: sae}, ...)")
-            place = places[site] = sites.resolve(sae.site if site is None else site)
-            if place.width not in (None, sae.d_in):
+            place = places[site] = sites.resolve(sae.site if sae is not None and site is None else site)
+            if sae is not None and place.width not in (None, sae.d_in):
                 raise ValueError(
                     f"steer: the SAE has width {sae.d_in}, the model has width {place.width} at {place.path}; "
                     "was the SAE made for this model?"
@@ -115,6 +129,29 @@ def places_of(model: Any, saes: Mapping[Any, SAE]) -> dict[Any, Place]:
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("steer: ", "SPARE: ", 1)) from error
     return places
+
+
+def _collected(
+    model: Any,
+    tokenizer: Any,
+    places: Mapping[Any, Place],
+    examples: Iterable[Any],
+    with_losses: bool,
+    max_new_tokens: int,
+    batch_size: int,
+    folder: str | os.PathLike | None,
+    progress: bool,
+) -> Collection:
+    for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"SPARE: {name} should be a positive whole number, got {number!r}")
+    conflicts = [Conflict.of(each, number) for number, each in enumerate(examples)]
+    if not conflicts:
+        raise ValueError("SPARE: there are no examples")
+    answerer = Answerer(model, tokenizer, places, max_new_tokens)
+    return collect(
+        answerer, conflicts, with_losses=with_losses, batch_size=batch_size, folder=folder, progress=progress
+    )
 
 
 def _by_site(saes: Sequence[Any], layers: list | None) -> dict[Any, Any]:

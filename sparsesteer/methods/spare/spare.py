@@ -42,6 +42,11 @@ class SPARE:
         selection: Selection,
         about: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(statistics, Mapping) or not statistics or set(statistics) != set(saes):
+            raise ValueError(
+                f"SPARE: statistics are needed for the sites of the SAEs, {list(saes)}; SPARE.fit, from_statistics and "
+                "load make a SPARE that has them"
+            )
         self.saes, self.statistics = dict(saes), dict(statistics)
         self.selection, self.about = selection, dict(about or {})
 
