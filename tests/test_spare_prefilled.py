@@ -84,10 +84,10 @@ def test_tokens_are_those_of_generate_under_the_same_steering(world, toward, sha
     def read_once():
         answerer.prepare(prompts)
         with ss.steer(the_model, plan, positions="last_prompt"):
-            answerer.lines(prompts, {})
+            answerer.read(answerer.begun(prompts), {})
 
     def unsteered():
-        answerer.lines(prompts, {})
+        answerer.read(answerer.begun(prompts), {})
 
     want = tokens_of(answerer, monkeypatch, one_by_one)
     assert len(want) == len(prompts)
@@ -124,7 +124,7 @@ def test_what_prompts_share_is_read_once(world, monkeypatch):
     lengths = [len(the_tokenizer(prompt).input_ids) for prompt in prompts]
     (rows, shared), (n, rest) = widths
     assert (rows, n) == (1, len(prompts)) and shared > 50 and shared + rest == max(lengths) - 2
-    answerer.lines(prompts, {})
+    answerer.read(answerer.begun(prompts), {})
     assert widths[2] == (len(prompts), 2) and all(width == (len(prompts), 1) for width in widths[3:])
 
 

@@ -14,7 +14,8 @@ from sparsesteer.datasets import read_conflicts, write_conflicts
 from sparsesteer.methods.evaluation import study as studies
 from sparsesteer.methods.evaluation.contenders import contenders, runs
 from sparsesteer.methods.evaluation.prompts import behind_demonstrations, by_split
-from sparsesteer.methods.evaluation.study import Protocol, Study
+from sparsesteer.methods.evaluation.protocol import Protocol
+from sparsesteer.methods.evaluation.study import Study
 from sparsesteer.methods.spare.conflicts import Conflict
 
 METHODS = ("ActAdd", "random features")

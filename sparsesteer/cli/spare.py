@@ -16,10 +16,11 @@ from sparsesteer.documents import read_document
 from sparsesteer.methods.evaluation.contenders import contenders
 from sparsesteer.methods.evaluation.prefilled import PrefilledAnswerer
 from sparsesteer.methods.evaluation.prompts import known_closed_book
+from sparsesteer.methods.evaluation.protocol import Protocol
 from sparsesteer.methods.evaluation.report import write_report
 from sparsesteer.methods.evaluation.results import OURS, UNSTEERED
 from sparsesteer.methods.evaluation.scores import MEASURES
-from sparsesteer.methods.evaluation.study import Protocol, Study
+from sparsesteer.methods.evaluation.study import Study
 from sparsesteer.methods.spare.statistics import SIDES
 
 SETS = {"geography": geography, "nq-swap": nq_swap, "macnoise": macnoise}

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from sparsesteer.methods.baselines.control import Control
-from sparsesteer.methods.spare.answering import Answerer
+from sparsesteer.methods.spare.answering import Answerer, Begun
 from sparsesteer.methods.spare.conflicts import Conflict
 from sparsesteer.methods.spare.statistics import SIDES
-from sparsesteer.model.places import Place
+from sparsesteer.model.places import Place, argument_names
 from sparsesteer.model.sites import ModelSites
 
 
 class ContextAwareDecoding(Control):
-    """CAD (Shi 2024): log p = (1 + alpha) log p(y | c, x) - alpha log p(y | x), as transformers' guidance_scale.
+    """CAD (Shi 2024): log p = (1 + alpha) log p(y | c, x) - alpha log p(y | x).
 
     Without context are the question and its demonstrations.
 
@@ -32,12 +32,33 @@ class ContextAwareDecoding(Control):
 
     def generation_options(self, answerer: Answerer, conflicts: Sequence[Conflict], toward: str) -> dict[str, Any]:
         """See ``Control``."""
-        ids, mask = answerer.padded([without_context(conflict) for conflict in conflicts])
-        return {
-            "guidance_scale": 1 + self.alphas[toward],
-            "negative_prompt_ids": ids,
-            "negative_prompt_attention_mask": mask,
-        }
+        from transformers import LogitsProcessorList
+
+        prompts = [without_context(conflict) for conflict in conflicts]
+        answerer.prepare(prompts)
+        guided = _Guided(answerer.model, answerer.begun(prompts), self.alphas[toward])
+        return {"logits_processor": LogitsProcessorList([guided])}
+
+
+class _Guided:
+    """Scores of the next token, as far as they do not follow without the context; for one call of ``generate``."""
+
+    def __init__(self, model: Any, batch: Begun, alpha: float) -> None:
+        self.model, self.mask, self.cache, self.alpha = model, batch.mask, batch.cache, alpha
+        self.new = batch.ids[:, batch.n_cached :]  # that the model has not read yet
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        if self.new is None:
+            self.new = ids[:, -1:]
+            self.mask = nn.functional.pad(self.mask, (0, 1), value=1)
+        places = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -self.new.shape[1] :]
+        given = {"position_ids": places} if "position_ids" in argument_names(self.model) else {}
+        read = self.model(
+            input_ids=self.new, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, **given
+        )
+        self.cache, self.new = read.past_key_values, None
+        alone = read.logits[:, -1].float().log_softmax(-1)
+        return (1 + self.alpha) * scores.float().log_softmax(-1) - self.alpha * alone
 
 
 class ContrastingLayers(Control):

@@ -3,13 +3,13 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsesteer.methods.spare.answering import Answerer
+from sparsesteer.methods.spare.answering import Answerer, Begun
 from sparsesteer.methods.spare.conflicts import Conflict
 from sparsesteer.model.places import Place, argument_names
 
@@ -39,7 +39,7 @@ class PrefilledAnswerer(Answerer):
     ) -> None:
         super().__init__(model, tokenizer, places or {}, max_new_tokens)
         self.most_batches = most_batches
-        self._kept: OrderedDict[tuple[str, ...], _Batch] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, ...], Begun] = OrderedDict()
 
     @torch.no_grad()
     def prepare(self, prompts: Sequence[str]) -> None:
@@ -51,25 +51,25 @@ class PrefilledAnswerer(Answerer):
         while len(self._kept) > self.most_batches:
             self._kept.popitem(last=False)
 
-    def answers(
-        self, conflicts: Sequence[Conflict], options: Mapping[str, Any] | None = None
-    ) -> tuple[list[str], dict[Any, Tensor]]:
-        """See ``Answerer``; the model stops where an answer is too long to be right."""
-        return self.lines([conflict.prompt for conflict in conflicts], self.room(conflicts) | dict(options or {}))
-
-    def lines(self, prompts: Sequence[str], options: Mapping[str, Any]) -> tuple[list[str], dict[Any, Tensor]]:
-        """(the first line of each answer, states [B, D] by site), of a batch that was prepared.
+    def begun(self, prompts: Sequence[str]) -> Begun:
+        """A batch that was prepared, to go on from once.
 
         Raises:
-            RuntimeError: it was not: reading it here would be steered, and kept as such.
+            RuntimeError: it was not prepared: reading it here would be steered, and kept as such.
         """
         batch = self._kept.get(tuple(prompts))
         if batch is None:
             raise RuntimeError("these prompts were not read yet; call prepare(prompts) before steering")
-        return self.read(batch.ids, batch.mask, {"past_key_values": _copied(batch.cache), **options}, _LEFT)
+        return replace(batch, cache=_copied(batch.cache))
+
+    def answers(
+        self, conflicts: Sequence[Conflict], options: Mapping[str, Any] | None = None
+    ) -> tuple[list[str], dict[Any, Tensor]]:
+        """See ``Answerer``; the model stops where an answer is too long to be right."""
+        return super().answers(conflicts, self.room(conflicts) | dict(options or {}))
 
     def room(self, conflicts: Sequence[Conflict]) -> dict[str, int]:
-        """An option of ``lines``: how many tokens an answer may have, some more than all that are right."""
+        """An option of ``read``: how many tokens an answer may have, some more than all that are right."""
         longest = max(map(self.answer_length, conflicts))
         return {"max_new_tokens": min(self.max_new_tokens, longest + _WRONG_BY)}
 
@@ -78,13 +78,13 @@ class PrefilledAnswerer(Answerer):
         texts = [f" {answer}" for answer in (*conflict.sub_answer, *conflict.org_answer)]
         return max(map(len, self.tokenizer(texts, add_special_tokens=False)["input_ids"]))
 
-    def _prefilled(self, prompts: Sequence[str]) -> "_Batch":
+    def _prefilled(self, prompts: Sequence[str]) -> Begun:
         ids, mask = self.padded(prompts)
         end = ids.shape[1] - _LEFT
         if end < 1:
             raise ValueError(f"prompts of {_LEFT} tokens or fewer leave nothing to be read before them")
         cache, n_read = self._shared(ids[:, :end], mask[:, :end])
-        return _Batch(ids, mask, self._call(ids[:, n_read:end], mask[:, :end], cache))
+        return Begun(ids, mask, self._call(ids[:, n_read:end], mask[:, :end], cache), end)
 
     def _shared(self, ids: Tensor, mask: Tensor) -> tuple[Any, int]:
         """(cache of the columns that follow from the tokens all rows begin with, how many); (None, 0) of too few."""
@@ -110,15 +110,6 @@ class PrefilledAnswerer(Answerer):
         given = {"position_ids": places} if "position_ids" in argument_names(self.model) else {}
         read = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
         return read.past_key_values
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """Prompts [B, T], padded on the left, and what the cache holds before their last tokens."""
-
-    ids: Tensor
-    mask: Tensor
-    cache: Any
 
 
 def _copied(cache: Any) -> Any:

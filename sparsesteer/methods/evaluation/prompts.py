@@ -91,7 +91,7 @@ def known_closed_book(
         shown_to = [[asked[q] for q in drawn if q != conflict.question][:shots] for conflict in some]
         prompts = [_closed_book(conflict, others) for conflict, others in zip(some, shown_to, strict=True)]
         answerer.prepare(prompts)
-        for conflict, answer in zip(some, answerer.lines(prompts, answerer.room(some))[0], strict=True):
+        for conflict, answer in zip(some, answerer.read(answerer.begun(prompts), answerer.room(some))[0], strict=True):
             if exact_match(answer, conflict.org_answer):
                 known.add(conflict.question)
     return [dict(example) for example in examples if example["question"] in known]

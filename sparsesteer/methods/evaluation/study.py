@@ -12,7 +12,7 @@ README.md, report.json, *.svg  the report
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ import numpy as np
 
 from sparsesteer.datasets import read_conflicts, write_conflicts
 from sparsesteer.documents import read_document, write_document
-from sparsesteer.methods.evaluation.contenders import Contender, Fitted
+from sparsesteer.methods.evaluation.contenders import COUNTS, Contender, Fitted
+from sparsesteer.methods.evaluation.json_lines import JsonLines
 from sparsesteer.methods.evaluation.prefilled import PrefilledAnswerer
 from sparsesteer.methods.evaluation.prompts import behind_demonstrations, by_split
+from sparsesteer.methods.evaluation.protocol import Protocol
 from sparsesteer.methods.evaluation.trials import TrialLog, answers_of, searched, tried
 from sparsesteer.methods.spare import SPARE
 from sparsesteer.methods.spare.collection import Collection, collect
@@ -33,56 +35,8 @@ from sparsesteer.methods.spare.measuring import Estimate
 from sparsesteer.methods.spare.selection import Selection
 from sparsesteer.model.sites import ModelSites
 from sparsesteer.sae import SAE
-from sparsesteer.storage import parse_json
 
 Track = Callable[[Sequence, str], Iterable]
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is decided before anything is answered.
-
-    Attributes:
-        kinds: of the demonstrations that every prompt begins with: which context and which answer, substituted (s) or
-            original (o); none of them is a prompt without demonstrations.
-        fit_seeds, dev_seeds, test_seeds: each draws demonstrations.
-        spread: each conflict is asked behind the demonstrations of one seed, in turn; else behind those of every seed.
-        n_fit, n_dev, n_test: how many conflicts of a split are asked at most, drawn by ``draw``.
-        draw: seed of that.
-        max_new_tokens: of an answer.
-        budget: settings that each method may try on dev, for each direction.
-        in_context: an answer counts for the context wherever it stands in it, as for Macnoise.
-    """
-
-    kinds: tuple[str, ...] = ("ss", "so", "ss", "so")
-    fit_seeds: tuple[int, ...] = (11, 12, 13)
-    dev_seeds: tuple[int, ...] = (21, 22)
-    test_seeds: tuple[int, ...] = (42, 43, 44, 45, 46)
-    spread: bool = False
-    n_fit: int = 200
-    n_dev: int = 100
-    n_test: int = 400
-    draw: int = 42
-    max_new_tokens: int = 12
-    budget: int = 12
-    in_context: bool = False
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "Protocol":
-        """From plain data. Raises ValueError for another name, or a number that is not positive."""
-        unknown = sorted(set(given) - set(cls.__dataclass_fields__))
-        if unknown:
-            raise ValueError(f"a study has no {unknown[0]}; it has {', '.join(cls.__dataclass_fields__)}")
-        found = cls(
-            **{name: tuple(value) if isinstance(value, list | tuple) else value for name, value in given.items()}
-        )
-        for name in ("n_fit", "n_dev", "n_test", "max_new_tokens", "budget"):
-            if getattr(found, name) < 1:
-                raise ValueError(f"{name} should be a positive whole number, got {getattr(found, name)!r}")
-        for name in ("fit_seeds", "dev_seeds", "test_seeds"):
-            if not getattr(found, name):
-                raise ValueError(f"{name} should not be empty")
-        return found
 
 
 class Study:
@@ -164,8 +118,8 @@ class Study:
         options = {"with_losses": False, "batch_size": 32, "folder": folder, "progress": self.progress}
         return collect(answerer, conflicts, **options), conflicts
 
-    def fit(self, k: int = 128) -> Fitted:
-        """SPARE and what the other methods need, from the split fit.
+    def fit(self) -> Fitted:
+        """SPARE and what the other methods need, from the split fit. How many features are selected is chosen later.
 
         Raises:
             ValueError: answers of one kind only; see ``SPARE.fit``.
@@ -178,7 +132,7 @@ class Study:
             spare = SPARE.load(path, self.saes)
         else:
             statistics = statistics_of(self.saes, found, estimate, self.progress)
-            spare = SPARE(self.saes, statistics, Selection(k=k), {"answers": found.counts()})
+            spare = SPARE(self.saes, statistics, Selection(k=COUNTS[-1]), {"answers": found.counts()})
             spare.save(path)
         return Fitted(spare, found, conflicts, self.pool, self.model.config.get_text_config().num_hidden_layers)
 
@@ -223,7 +177,7 @@ class Study:
         """The best setting of a method. Raises ValueError where the sweep has not tried any."""
         best = log.best(name, toward)
         if best is None:
-            raise ValueError(f"{name} toward {toward} has no trials in {log.path}; run the sweep first")
+            raise ValueError(f"{name} toward {toward} has no trials in {log.lines.path}; run the sweep first")
         return best.setting
 
     def test(self, contenders: Mapping[str, Contender], log: TrialLog, track: Track) -> list[dict]:
@@ -232,25 +186,21 @@ class Study:
         Raises:
             ValueError: the test split was answered with another setting before.
         """
-        path = self.folder / "test.jsonl"
-        done = [parse_json(line, str(path)) for line in path.read_text().splitlines()] if path.exists() else []
-        known = {(line["method"], line["toward"], line["seed"]): line for line in done}
+        done = JsonLines.opened(self.folder / "test.jsonl")
+        known = {(line["seed"], line["method"], line["toward"]) for line in done.rows}
         runs = [(name, side) for name, each in contenders.items() for side in each.sides]
         settings = {run: self.chosen(*run, log) for run in runs}
-        for line in done:
+        for line in done.rows:
             run = line["method"], line["toward"]
             if settings.get(run, line["setting"]) != line["setting"]:
-                raise ValueError(f"{path} has the test split under another setting of {run[0]}: it is run once")
+                raise ValueError(f"{done.path} has the test split under another setting of {run[0]}: it is run once")
         wanted = [(seed, *run) for seed in self.protocol.test_seeds for run in runs]
-        for seed, name, toward in track([w for w in wanted if (w[1], w[2], w[0]) not in known], "testing"):
+        for seed, name, toward in track([each for each in wanted if each not in known], "testing"):
             setting = settings[name, toward]
             control = contenders[name].make(setting, toward).with_seed(seed)
             answers = answers_of(control, self.answerer, self.tested[seed], toward)
-            line = {"method": name, "toward": toward, "setting": setting, "seed": seed, "answers": answers}
-            with path.open("a") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            done.append(line)
-        return done
+            done.add({"method": name, "toward": toward, "setting": setting, "seed": seed, "answers": answers})
+        return done.rows
 
     @cached_property
     def tested(self) -> dict[int, list[Conflict]]:

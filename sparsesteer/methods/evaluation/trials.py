@@ -4,15 +4,14 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparsesteer.methods.baselines import Control
+from sparsesteer.methods.evaluation.json_lines import JsonLines
 from sparsesteer.methods.evaluation.prefilled import PrefilledAnswerer
 from sparsesteer.methods.evaluation.scores import hits
 from sparsesteer.methods.spare.conflicts import Conflict
-from sparsesteer.storage import parse_json
 
 Setting = Mapping[str, Any]
 BATCH = 128
@@ -45,32 +44,23 @@ class Trial:
 
 @dataclass
 class TrialLog:
-    """All trials, each on disk as a line of JSON before the next one begins."""
+    """All trials, each on disk before the next one begins."""
 
-    path: Path
-    trials: list[Trial] = field(default_factory=list)
+    lines: JsonLines
+    trials: list[Trial]
 
     @classmethod
     def opened(cls, path: str | os.PathLike) -> "TrialLog":
-        """With what is in the file already; a last line that was cut off is dropped.
-
-        Raises:
-            ValueError: another line that is no trial.
-        """
-        path = Path(path)
-        lines = path.read_text().split("\n") if path.exists() else [""]
-        if lines[-1]:
-            path.write_text("\n".join([*lines[:-1], ""]))
+        """With what is in the file already. Raises ValueError for a file of something else."""
+        lines = JsonLines.opened(path)
         try:
-            trials = [Trial(**parse_json(line, f"{path}, line {n}")) for n, line in enumerate(lines[:-1], 1)]
+            return cls(lines, [Trial(**row) for row in lines.rows])
         except TypeError as error:
             raise ValueError(f"{path} is no log of trials: {error}") from error
-        return cls(path, trials)
 
     def add(self, trial: Trial) -> None:
         """Keep it and write it."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(asdict(trial)) + "\n")
+        self.lines.add(asdict(trial))
         self.trials.append(trial)
 
     def found(self, method: str, toward: str, setting: Setting) -> Trial | None:

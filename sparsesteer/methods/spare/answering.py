@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,33 +44,34 @@ class Answerer:
         Raises:
             RuntimeError: a place that does not see the prompts in one call.
         """
-        ids, mask = self.padded([conflict.prompt for conflict in conflicts])
-        return self.read(ids, mask, options or {}, ids.shape[1])
+        return self.read(self.begun([conflict.prompt for conflict in conflicts]), options or {})
 
     def prepare(self, prompts: Sequence[str]) -> None:
-        """What can be done before a batch is answered, and before a steering is entered: nothing here."""
+        """What can be done for a batch before it is begun, and before a steering is entered: nothing here."""
 
-    def read(
-        self, ids: Tensor, mask: Tensor, options: Mapping[str, Any], n_seen: int
-    ) -> tuple[list[str], dict[Any, Tensor]]:
-        """(the first line of what follows ids [B, T], states [B, D] by site), where T - ``n_seen`` tokens are cached.
+    def begun(self, prompts: Sequence[str]) -> "Begun":
+        """A batch, to go on from once."""
+        return Begun(*self.padded(prompts))
+
+    @torch.no_grad()
+    def read(self, batch: "Begun", options: Mapping[str, Any]) -> tuple[list[str], dict[Any, Tensor]]:
+        """(the first line of what follows each prompt, states [B, D] by site).
 
         Raises:
-            RuntimeError: a place that does not see the others in one call.
+            RuntimeError: a place that does not see the tokens that are not cached in one call.
         """
         states: dict[Any, Tensor] = {}
+        seen = len(batch.ids), batch.ids.shape[1] - batch.n_cached
         with ExitStack() as hooks:
             for site, place in self.places.items():
-                hooks.callback(place.attach(_Reader(states, site, place.path, (len(ids), n_seen)).read, Stage.AFTER))
-            lines = self.written(ids, mask, options)
+                hooks.callback(place.attach(_Reader(states, site, place.path, seen).read, Stage.AFTER))
+            lines = self._written(batch, options)
         for site, place in self.places.items():
             if site not in states:
                 raise RuntimeError(f"SPARE: {place.path} did not run while the model answered")
         return lines, states
 
-    @torch.no_grad()
-    def written(self, ids: Tensor, mask: Tensor, options: Mapping[str, Any] | None = None) -> list[str]:
-        """The first line of what the model goes on with greedily, behind ids [B, T]."""
+    def _written(self, batch: "Begun", options: Mapping[str, Any]) -> list[str]:
         greedily = {
             "max_new_tokens": self.max_new_tokens,
             "do_sample": False,
@@ -77,8 +79,10 @@ class Answerer:
             "pad_token_id": self.padding,
             "eos_token_id": self.stops or None,
         }
-        whole = self.model.generate(ids, attention_mask=mask, **(greedily | dict(options or {})))
-        new = whole[:, ids.shape[1] :].tolist()
+        if batch.cache is not None:
+            greedily["past_key_values"] = batch.cache
+        whole = self.model.generate(batch.ids, attention_mask=batch.mask, **(greedily | dict(options)))
+        new = whole[:, batch.ids.shape[1] :].tolist()
         return [as_text(self.tokenizer, each).split("\n")[0].strip() for each in new]
 
     @torch.no_grad()
@@ -108,6 +112,16 @@ class Answerer:
         ids = torch.tensor([[self.padding] * (width - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
         return ids, mask
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """Prompts [B, T], padded on the left; their first columns may be in a cache."""
+
+    ids: Tensor
+    mask: Tensor
+    cache: Any = None
+    n_cached: int = 0
 
 
 class _Reader:
