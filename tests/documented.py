@@ -149,7 +149,9 @@ def _check_pip(arguments: list[str]) -> None:
 
 
 def _check_python(arguments: list[str]) -> None:
-    assert arguments[0] == "-m" and importlib.util.find_spec(arguments[1]), f"no module: {arguments}"
+    is_script = arguments[0].endswith(".py") and (ROOT / arguments[0]).is_file()
+    is_module = arguments[0] == "-m" and importlib.util.find_spec(arguments[1])
+    assert is_script or is_module, f"no module or script: {arguments}"
 
 
 def _dedented(code: str, indent: int) -> str:
