@@ -228,7 +228,7 @@ def other_questions():
 WRONG = {
     "un-fit task vector": (lambda w: TaskVector({}), ValueError, r"means of context and of memory .* fit makes them"),
     "un-fit difference": (lambda w: ActAdd({}), ValueError, "ActAdd: a vector for each site is needed.*fit makes them"),
-    "un-fit projections": (lambda w: SpectralEditing({}), ValueError, "SEA: projections .* fit makes them"),
+    "un-fit projections": (lambda w: SpectralEditing({}, None), ValueError, "SEA: projections .* fit makes them"),
     "matrix": (lambda w: ActAdd({0: torch.ones(2, 2)}), TypeError, "at 0 should be a floating-point vector"),
     "NaN vector": (lambda w: ActAdd({0: torch.tensor([1, torch.nan])}), ValueError, "vector at 0 has NaN"),
     "no such site": (lambda w: ActAdd.fit(collected()[0], [3]), ValueError, r"no states .* at 3; .* at \[0, 'b'\]"),

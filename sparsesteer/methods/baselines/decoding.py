@@ -15,6 +15,9 @@ from sparsesteer.methods.spare.statistics import SIDES
 from sparsesteer.model.places import Place, argument_names
 from sparsesteer.model.sites import ModelSites
 
+CAD_ALPHAS = {"context": 0.6, "memory": -0.8}
+DOLA_ALPHAS = {"context": 6.0, "memory": -8.0}
+
 
 class ContextAwareDecoding(Control):
     """CAD (Shi 2024): log p = (1 + alpha) log p(y | c, x) - alpha log p(y | x).
@@ -27,7 +30,7 @@ class ContextAwareDecoding(Control):
 
     name = "CAD"
 
-    def __init__(self, alphas: Mapping[str, float] = {"context": 0.6, "memory": -0.8}) -> None:  # noqa: B006 (copied)
+    def __init__(self, alphas: Mapping[str, float] = CAD_ALPHAS) -> None:
         self.alphas = _by_side(alphas, "CAD")
 
     def generation_options(self, answerer: Answerer, conflicts: Sequence[Conflict], toward: str) -> dict[str, Any]:
@@ -82,7 +85,7 @@ class ContrastingLayers(Control):
     def __init__(
         self,
         layers: Sequence[Any],
-        alphas: Mapping[str, float] = {"context": 6.0, "memory": -8.0},  # noqa: B006 (copied)
+        alphas: Mapping[str, float] = DOLA_ALPHAS,
         plausible: float = 0.1,
     ) -> None:
         if not layers or isinstance(layers, str):

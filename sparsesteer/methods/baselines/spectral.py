@@ -63,7 +63,7 @@ class SpectralEditing(LastTokenControl):
     def __init__(
         self,
         projections: Mapping[str, Mapping[Any, tuple[Tensor, Tensor]]],
-        function: FeatureFunction = FeatureFunction(),  # noqa: B008 (frozen)
+        function: FeatureFunction,
     ) -> None:
         if set(projections) != set(SIDES) or not all(projections.values()):
             raise ValueError("SEA: projections toward context and memory are needed for each site; fit makes them")
