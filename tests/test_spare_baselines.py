@@ -1,5 +1,6 @@
 """What SPARE is compared with: each equal to its definition, written out, at the last token of the prompt alone."""
 
+import fit_cases
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ from sparsesteer.methods.spare import Conflict
 from sparsesteer.methods.spare.answering import Answerer
 from sparsesteer.methods.spare.collection import Collection
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+one_thread = fit_cases.one_thread
 
 LAYERS = (0, 2)
 SIDES = ("context", "memory")

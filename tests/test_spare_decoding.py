@@ -1,5 +1,6 @@
 """CAD and DoLa choose the tokens that their equations choose, computed prompt by prompt without a cache."""
 
+import fit_cases
 import pytest
 import torch
 from conflict_models import conflicts, gemma, model, tokenizer
@@ -9,7 +10,7 @@ from sparsesteer.methods.baselines.decoding import contrasted, without_context
 from sparsesteer.methods.spare import Conflict, Demonstration
 from sparsesteer.methods.spare.answering import Answerer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+one_thread = fit_cases.one_thread
 
 N_NEW = 3
 

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import fit_cases
 import pytest
 import torch
 from conflict_models import answer_of, gemma, model, sae, tokenizer
@@ -13,7 +14,7 @@ from conflict_models import answer_of, gemma, model, sae, tokenizer
 import sparsesteer as ss
 from sparsesteer.methods.spare import Conflict, exact_match, with_demonstrations
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+one_thread = fit_cases.one_thread
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "spare_llama3.py"
 

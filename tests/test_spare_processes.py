@@ -1,5 +1,6 @@
 """A collection shared by two processes: each answers its parts once, both get what one process gets alone."""
 
+import fit_cases
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,7 +10,7 @@ from torch import multiprocessing
 import sparsesteer as ss
 from sparsesteer.methods.spare import answering, fitting
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+one_thread = fit_cases.one_thread
 
 LAYERS = (0, 2)
 

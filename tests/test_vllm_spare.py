@@ -30,7 +30,7 @@ def test_both_directions_are_served_token_for_token(files, spare, tmp_path):
     for block, sae in spare.saes.items():
         sae.save(tmp_path / f"sae{block}")
     sites = [{"sae": str(tmp_path / f"sae{block}"), "features": 64} for block in spare.saes]
-    plans = {side: spare.plan(side, alpha=2.0) for side in ("context", "memory")}
+    plans = {side: spare.plan(side, alpha=4.0) for side in ("context", "memory")}
     for side, each in plans.items():
         SpecStore(tmp_path / "specs").add(ServedSpec(each, "last_prompt"), side)
     given = prompts(len(WISHES), 20, 90)

@@ -93,12 +93,15 @@ class SPARE:
             random_state: of its noise.
             batch_size: prompts that are answered together, padded on the left.
             folder: where what is collected is kept, in parts. The same call goes on where one was interrupted, and
-                one for the same model, sites and examples reads all of it.
+                one for the same model, sites and examples reads all of it. Several processes (``torchrun``,
+                ``accelerate launch``) answer each a share, meet here, and return the same.
             progress: a bar on stderr, where that is a terminal.
 
         Raises:
             ValueError, TypeError: arguments that do not fit; a site that the model lacks; answers of one kind only, or
-                too few; states or codes that are NaN or infinite; a folder of another collection.
+                too few; states or codes that are NaN or infinite; a folder of another collection; several processes
+                without a folder.
+            RuntimeError: several processes that do not know of each other.
         """
         selection = Selection(k, share)
         estimate = Estimate(estimator, n_neighbors, random_state)
