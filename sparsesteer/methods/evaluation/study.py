@@ -99,12 +99,15 @@ class Study:
         return by_split(read_conflicts(self.folder / "conflicts.jsonl"), self.protocol.draw)["fit"]
 
     def asked(self, split: str) -> dict[int, list[Conflict]]:
-        """The prompts of a split, by seed.
+        """The prompts of a split, by seed. A question of the split fit is not asked behind its own answer.
 
-        A question of the split fit is not asked behind its own answer.
+        Raises:
+            ValueError: fewer conflicts than seeds that they are spread over.
         """
         seeds, conflicts = getattr(self.protocol, f"{split}_seeds"), self.splits[split]
         step = len(seeds) if self.protocol.spread else 1
+        if len(conflicts) < step:
+            raise ValueError(f"{len(conflicts)} conflicts of {split} cannot be spread over {step} seeds")
         return {seed: self._behind(conflicts[place % step :: step], seed) for place, seed in enumerate(seeds)}
 
     def collected(self, split: str = "fit") -> tuple[Collection, list[Conflict]]:
