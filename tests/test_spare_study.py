@@ -55,7 +55,7 @@ def begun(tmp_path_factory, one_thread):
 def options(folder):
     saes = [f"--sae={block}={folder / f'sae{block}'}" for block in (1, 0)]
     return [*saes, "--model", folder / "model", "--data", folder / "conflicts.jsonl", "--kinds", "", "--all",
-            "--budget", 2, "--dense", 2]  # fmt: skip
+            "--budget", 2, "--max-new-tokens", 4, "--dense", 2]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
