@@ -118,8 +118,10 @@ class Study:
         places = {site: found[site] for site in sorted(found)}  # so that a collection serves other SAEs too
         answerer = PrefilledAnswerer(self.model, self.tokenizer, self.protocol.max_new_tokens, places, most_batches=1)
         folder = self.folder / ("collected" if split == "fit" else f"collected_{split}")
-        options = {"with_losses": False, "batch_size": 32, "folder": folder, "progress": self.progress}
-        return collect(answerer, conflicts, **options), conflicts
+        collection = collect(
+            answerer, conflicts, with_losses=False, batch_size=32, folder=folder, progress=self.progress
+        )
+        return collection, conflicts
 
     def fit(self) -> Fitted:
         """SPARE and what the other methods need, from the split fit. How many features are selected is chosen later.
