@@ -1,6 +1,7 @@
 """``sparsesteer spare``: a study of how well SPARE and others move answers between context and memory."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ from sparsesteer.methods.evaluation.scores import MEASURES
 from sparsesteer.methods.evaluation.study import Study
 from sparsesteer.methods.spare.statistics import SIDES
 
-SETS = {"geography": geography, "nq-swap": nq_swap, "macnoise": macnoise}
+SETS: dict[str, Callable[[], list[dict]]] = {"geography": geography, "nq-swap": nq_swap, "macnoise": macnoise}
 
 app = typer.Typer(help="Study how SPARE and others move answers between context and memory.", no_args_is_help=True)
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of the study.")]
