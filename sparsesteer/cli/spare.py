@@ -1,6 +1,7 @@
 """``sparsesteer spare``: a study of how well SPARE and others move answers between context and memory."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -23,7 +24,7 @@ from sparsesteer.methods.evaluation.scores import MEASURES
 from sparsesteer.methods.evaluation.study import Study
 from sparsesteer.methods.spare.statistics import SIDES
 
-SETS = {"geography": geography, "nq-swap": nq_swap, "macnoise": macnoise}
+SETS: dict[str, Callable[[], list[dict]]] = {"geography": geography, "nq-swap": nq_swap, "macnoise": macnoise}
 
 app = typer.Typer(help="Study how SPARE and others move answers between context and memory.", no_args_is_help=True)
 FolderArgument = Annotated[Path, typer.Argument(help="Folder of the study.")]
@@ -42,6 +43,7 @@ def fit(
     n_fit: Annotated[int, typer.Option(min=1, help="Conflicts that are fitted on, at most.")] = Protocol.n_fit,
     n_dev: Annotated[int, typer.Option(min=1, help="Conflicts that settings are chosen on, at most.")] = Protocol.n_dev,
     n_test: Annotated[int, typer.Option(min=1, help="Conflicts that are tested, at most.")] = Protocol.n_test,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.")] = Protocol.max_new_tokens,
     spread: Annotated[
         bool, typer.Option("--spread", help="Ask each conflict behind the demonstrations of one seed, not of all.")
     ] = False,
@@ -66,12 +68,14 @@ def fit(
         n_dev=n_dev,
         n_test=n_test,
         budget=budget,
+        max_new_tokens=max_new_tokens,
         in_context=data == "macnoise",
     )
     blocks = [int(each) for each in dense.split(",") if each]
     given = [f"--sae {shlex.quote(each)}" for each in sae] + [f"--model {model}", f"--data {data}", f"--kinds {kinds}"]
     given += [f"--dense {dense}"] * bool(dense) + ["--all"] * all_questions + ["--spread"] * spread
     given += [f"--n-fit {n_fit}", f"--n-dev {n_dev}", f"--n-test {n_test}", f"--budget {budget}"]
+    given += [f"--max-new-tokens {max_new_tokens}"]
     about = {
         "model": model,
         "saes": {str(block): name for block, name in saes.items()},

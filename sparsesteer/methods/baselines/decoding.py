@@ -48,7 +48,7 @@ class _Guided:
 
     def __init__(self, model: Any, batch: Begun, alpha: float) -> None:
         self.model, self.mask, self.cache, self.alpha = model, batch.mask, batch.cache, alpha
-        self.new = batch.ids[:, batch.n_cached :]  # that the model has not read yet
+        self.new: Tensor | None = batch.ids[:, batch.n_cached :]  # that the model has not read yet
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         if self.new is None:

@@ -123,7 +123,7 @@ def _of_states(fitted: Fitted) -> list[Contender]:
         Contender(
             "SEA SqExp",
             spectral,
-            {"length_scale": (1.0, 4.0, 16.0), **kept},
+            {"length_scale": (1.0, 16.0, 64.0), **kept},
             {"layers": middle, "kept": 0.9999, "length_scale": 1.0},
         ),
     ]

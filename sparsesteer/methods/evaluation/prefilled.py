@@ -107,7 +107,8 @@ class PrefilledAnswerer(Answerer):
     def _call(self, ids: Tensor, mask: Tensor, cache: Any) -> Any:
         """The cache after the last columns [B, T] of a mask's were read."""
         places = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        given = {"position_ids": places} if "position_ids" in argument_names(self.model) else {}
+        wanted = {"position_ids": places, "logits_to_keep": 1}
+        given = {name: value for name, value in wanted.items() if name in argument_names(self.model)}
         read = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **given)
         return read.past_key_values
 

@@ -40,9 +40,8 @@ class Protocol:
         unknown = sorted(set(given) - set(cls.__dataclass_fields__))
         if unknown:
             raise ValueError(f"a study has no {unknown[0]}; it has {', '.join(cls.__dataclass_fields__)}")
-        found = cls(
-            **{name: tuple(value) if isinstance(value, list | tuple) else value for name, value in given.items()}
-        )
+        plain: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+        found = cls(**plain)
         for name in ("n_fit", "n_dev", "n_test", "max_new_tokens", "budget"):
             if getattr(found, name) < 1:
                 raise ValueError(f"{name} should be a positive whole number, got {getattr(found, name)!r}")

@@ -99,12 +99,15 @@ class Study:
         return by_split(read_conflicts(self.folder / "conflicts.jsonl"), self.protocol.draw)["fit"]
 
     def asked(self, split: str) -> dict[int, list[Conflict]]:
-        """The prompts of a split, by seed.
+        """The prompts of a split, by seed. A question of the split fit is not asked behind its own answer.
 
-        A question of the split fit is not asked behind its own answer.
+        Raises:
+            ValueError: fewer conflicts than seeds that they are spread over.
         """
         seeds, conflicts = getattr(self.protocol, f"{split}_seeds"), self.splits[split]
         step = len(seeds) if self.protocol.spread else 1
+        if len(conflicts) < step:
+            raise ValueError(f"{len(conflicts)} conflicts of {split} cannot be spread over {step} seeds")
         return {seed: self._behind(conflicts[place % step :: step], seed) for place, seed in enumerate(seeds)}
 
     def collected(self, split: str = "fit") -> tuple[Collection, list[Conflict]]:
@@ -115,8 +118,10 @@ class Study:
         places = {site: found[site] for site in sorted(found)}  # so that a collection serves other SAEs too
         answerer = PrefilledAnswerer(self.model, self.tokenizer, self.protocol.max_new_tokens, places, most_batches=1)
         folder = self.folder / ("collected" if split == "fit" else f"collected_{split}")
-        options = {"with_losses": False, "batch_size": 32, "folder": folder, "progress": self.progress}
-        return collect(answerer, conflicts, **options), conflicts
+        collection = collect(
+            answerer, conflicts, with_losses=False, batch_size=32, folder=folder, progress=self.progress
+        )
+        return collection, conflicts
 
     def fit(self) -> Fitted:
         """SPARE and what the other methods need, from the split fit. How many features are selected is chosen later.
