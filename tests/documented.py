@@ -23,6 +23,7 @@ _TITLE = re.compile(r'title="([^"]+)"')
 # Commands that are not run here, and why; all else about them is checked: options, targets, extras, files, modules.
 NOT_RUN = {
     "sparsesteer bench": "takes minutes; tests/test_benchmarks.py runs it on small shapes",
+    "sparsesteer spare": "takes an hour; tests/test_spare_study.py runs it on a tiny model",
     "sparsesteer serve": "needs vLLM; tests/test_vllm_server.py starts it",
     "make": "is what runs these tests, and takes minutes",
     "pip": "needs a package index; tests/test_release.py installs what is built",
@@ -124,8 +125,11 @@ def _run_command(*arguments: str) -> None:
 
 
 def _parse(arguments: list[str]) -> None:
-    command = typer.main.get_command(app).commands[arguments[0]]  # type: ignore[attr-defined]
-    command.make_context(arguments[0], arguments[1:])
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands"):
+        name, *arguments = arguments
+        command = command.commands[name]
+    command.make_context(name, arguments)
 
 
 def _check_make(arguments: list[str]) -> None:
@@ -145,7 +149,9 @@ def _check_pip(arguments: list[str]) -> None:
 
 
 def _check_python(arguments: list[str]) -> None:
-    assert arguments[0] == "-m" and importlib.util.find_spec(arguments[1]), f"no module: {arguments}"
+    is_script = arguments[0].endswith(".py") and (ROOT / arguments[0]).is_file()
+    is_module = arguments[0] == "-m" and importlib.util.find_spec(arguments[1])
+    assert is_script or is_module, f"no module or script: {arguments}"
 
 
 def _dedented(code: str, indent: int) -> str:

@@ -1,65 +1,16 @@
-"""SPARE.fit on a tiny model: statistics recomputed by hand, interrupted collections, folders, errors."""
+"""SPARE.fit on a tiny model: statistics recomputed by hand, errors."""
 
-import shutil
-
+import fit_cases
 import pytest
 import torch
-from conflict_models import N_FEATURES, WIDTH, conflicts, model, sae, tokenizer
+from conflict_models import N_FEATURES, WIDTH, model, sae
+from fit_cases import LAYERS, by_hand, fit
 
 import sparsesteer as ss
-from sparsesteer.methods.spare import answering, collection, measuring
+from sparsesteer.methods.spare import measuring
 from sparsesteer.methods.spare.conflicts import CONTEXT, MEMORY, Conflict
 
-LAYERS = (0, 2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Steps of a tiny model are over before a second thread has begun."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def world(one_thread):
-    """(model, tokenizer, examples)."""
-    the_model, the_tokenizer = model(), tokenizer()
-    return the_model, the_tokenizer, conflicts(the_model, the_tokenizer, 26)
-
-
-def fit(world, saes=None, examples=None, **options):
-    the_model, the_tokenizer, known = world
-    saes = {layer: sae(layer) for layer in LAYERS} if saes is None else saes
-    given = {"k": 12, "max_new_tokens": 4, "batch_size": 3} | options
-    return ss.SPARE.fit(the_model, the_tokenizer, saes, known if examples is None else examples, **given)
-
-
-def by_hand(world):
-    """(labels [n], states [n, D] by layer) of prompts answered one at a time, without padding."""
-    the_model, the_tokenizer, examples = world
-    labels, states = [], {layer: [] for layer in LAYERS}
-    for i, example in enumerate(examples):
-        if i % 3 == 2 or "not given" in example["sub_answer"] and "nor this" in example["org_answer"]:
-            continue
-        ids = the_tokenizer(Conflict.of(example, i).prompt, return_tensors="pt").input_ids
-        with torch.no_grad():
-            hidden = the_model(ids, output_hidden_states=True).hidden_states
-        labels.append(1 - i % 3)
-        for layer in LAYERS:
-            normed = layer == 2  # transformers shows the last block's output behind the norm
-            states[layer].append(last_block_output(the_model, ids) if normed else hidden[layer + 1][0, -1])
-    return torch.tensor(labels), {layer: torch.stack(each) for layer, each in states.items()}
-
-
-def last_block_output(the_model, ids):
-    caught = []
-    handle = the_model.model.layers[2].register_forward_hook(lambda m, a, output: caught.append(output))
-    with torch.no_grad():
-        the_model(ids)
-    handle.remove()
-    return (caught[0] if isinstance(caught[0], torch.Tensor) else caught[0][0])[0, -1]
+one_thread, world = fit_cases.one_thread, fit_cases.world
 
 
 def test_statistics_are_those_of_prompts_answered_one_by_one(world):
@@ -171,82 +122,6 @@ def test_confident_answers_count_more(world):
     assert not torch.equal(spare.statistics[0].mean_context, fit(world).statistics[0].mean_context)
 
 
-@pytest.fixture
-def answered(monkeypatch):
-    """Numbers of prompts in the batches that the model answered; raises where it is told to."""
-    seen, answers = [], answering.Answerer.answers
-
-    def watched(self, some):
-        if len(seen) == watched.stop_at:
-            raise KeyboardInterrupt
-        seen.append(len(some))
-        return answers(self, some)
-
-    watched.stop_at = None
-    monkeypatch.setattr(answering.Answerer, "answers", watched)
-    seen_and_control = seen, watched
-    return seen_and_control
-
-
-def test_an_interrupted_collection_goes_on(world, answered, tmp_path):
-    seen, control = answered
-    want = fit(world)
-    in_all = sum(seen)
-    seen.clear()
-    control.stop_at = 6
-    with pytest.raises(KeyboardInterrupt):
-        fit(world, folder=tmp_path / "answers")
-    n_parts = len(list((tmp_path / "answers").glob("part-*.safetensors")))
-    assert n_parts == 6 // collection.BATCHES_A_PART
-    control.stop_at = None
-    seen.clear()
-    found = fit(world, folder=tmp_path / "answers")
-    assert sum(seen) == in_all - n_parts * collection.BATCHES_A_PART * 3
-    seen.clear()
-    again = fit(world, folder=tmp_path / "answers", k=5)
-    assert not seen
-    for spare in (found, again):
-        for layer in LAYERS:
-            for name, tensor in want.statistics[layer].tensors().items():
-                assert torch.equal(spare.statistics[layer].tensors()[name], tensor)
-
-
-def test_other_collections_do_not_mix(world, tmp_path):
-    the_model, the_tokenizer, examples = world
-    fit(world, folder=tmp_path / "one")
-    for changed, named in (
-        ({"examples": examples[:-1]}, "examples, examples_sha256"),
-        ({"layers": [0]}, "sites"),
-        ({"max_new_tokens": 3}, "max_new_tokens"),
-        ({"means": "confidence"}, "losses"),
-    ):
-        with pytest.raises(ValueError, match=f"holds a collection that differs in {named}"):
-            fit(world, folder=tmp_path / "one", **changed)
-    other = model()
-    other.lm_head.weight.data += 0.1
-    with pytest.raises(ValueError, match="differs in model_sha256"):
-        fit((other, the_tokenizer, examples), folder=tmp_path / "one")
-    (tmp_path / "two").mkdir()
-    (tmp_path / "two" / "letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match="is not empty and holds no collection"):
-        fit(world, folder=tmp_path / "two")
-
-
-def test_a_damaged_part_is_told_and_can_be_collected_again(world, tmp_path):
-    want = fit(world, folder=tmp_path / "one")
-    shutil.copytree(tmp_path / "one", tmp_path / "two")
-    part = sorted((tmp_path / "two").glob("part-*"))[1]
-    part.write_bytes(part.read_bytes()[:200])
-    with pytest.raises(ValueError, match=f"{part.name} is damaged .* remove it, and it is collected again"):
-        fit(world, folder=tmp_path / "two")
-    part.unlink()
-    found = fit(world, folder=tmp_path / "two")
-    assert torch.equal(found.statistics[0].mi, want.statistics[0].mi)
-    shutil.copy(sorted((tmp_path / "one").glob("part-*"))[-1], part)
-    with pytest.raises(ValueError, match=r"does not have 12 examples"):
-        fit(world, folder=tmp_path / "two")
-
-
 def of_kind(world, *kinds):
     return [example for i, example in enumerate(world[2]) if i % 3 in kinds]
 
@@ -286,6 +161,8 @@ WRONG = {
     "k": (lambda w: fit(w, k=None), ValueError, "give k, how many features"),
     "training": (lambda w: fit((model().train(), *w[1:])), ValueError, "in training mode"),
     "no generation": (lambda w: fit((model().model, *w[1:])), TypeError, "one of transformers that generates"),
+    "un-fit": (lambda w: ss.SPARE({0: sae()}, {}, fit(w).selection), ValueError, r"statistics are needed .* SPARE.fit, "
+               "from_statistics and load make"),
     "NaN states": (lambda w: fit((nan_model(), *w[1:])), ValueError, "states at model.layers.2 have NaN .*example 0"),
     "NaN codes": (lambda w: fit(w, {0: nan_sae()}), ValueError, "codes of feature 7 are NaN or infinite"),
 }  # fmt: skip

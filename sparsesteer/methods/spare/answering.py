@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,31 +33,57 @@ class Answerer:
         self.stops = _stops(model, tokenizer)
 
     @torch.no_grad()
-    def answers(self, conflicts: Sequence[Conflict]) -> tuple[list[str], dict[Any, Tensor]]:
+    def answers(
+        self, conflicts: Sequence[Conflict], options: Mapping[str, Any] | None = None
+    ) -> tuple[list[str], dict[Any, Tensor]]:
         """(the first line of each answer, states [B, D] by site), of one batch.
+
+        Args:
+            options: of ``model.generate``, besides those of greedy answers.
 
         Raises:
             RuntimeError: a place that does not see the prompts in one call.
         """
-        ids, mask = self._padded([self.tokenizer(conflict.prompt)["input_ids"] for conflict in conflicts])
+        return self.read(self.begun([conflict.prompt for conflict in conflicts]), options or {})
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """What can be done for a batch before it is begun, and before a steering is entered: nothing here."""
+
+    def begun(self, prompts: Sequence[str]) -> "Begun":
+        """A batch, to go on from once."""
+        return Begun(*self.padded(prompts))
+
+    @torch.no_grad()
+    def read(self, batch: "Begun", options: Mapping[str, Any]) -> tuple[list[str], dict[Any, Tensor]]:
+        """(the first line of what follows each prompt, states [B, D] by site).
+
+        Raises:
+            RuntimeError: a place that does not see the tokens that are not cached in one call.
+        """
         states: dict[Any, Tensor] = {}
+        seen = len(batch.ids), batch.ids.shape[1] - batch.n_cached
         with ExitStack() as hooks:
             for site, place in self.places.items():
-                hooks.callback(place.attach(_Reader(states, site, place.path, ids.shape).read, Stage.AFTER))
-            written = self.model.generate(
-                ids,
-                attention_mask=mask,
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=self.padding,
-                eos_token_id=self.stops or None,
-            )
+                hooks.callback(place.attach(_Reader(states, site, place.path, seen).read, Stage.AFTER))
+            lines = self._written(batch, options)
         for site, place in self.places.items():
             if site not in states:
                 raise RuntimeError(f"SPARE: {place.path} did not run while the model answered")
-        new = written[:, ids.shape[1] :].tolist()
-        return [as_text(self.tokenizer, each).split("\n")[0].strip() for each in new], states
+        return lines, states
+
+    def _written(self, batch: "Begun", options: Mapping[str, Any]) -> list[str]:
+        greedily = {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": False,
+            "num_beams": 1,
+            "pad_token_id": self.padding,
+            "eos_token_id": self.stops or None,
+        }
+        if batch.cache is not None:
+            greedily["past_key_values"] = batch.cache
+        whole = self.model.generate(batch.ids, attention_mask=batch.mask, **(greedily | dict(options)))
+        new = whole[:, batch.ids.shape[1] :].tolist()
+        return [as_text(self.tokenizer, each).split("\n")[0].strip() for each in new]
 
     @torch.no_grad()
     def losses(self, conflict: Conflict) -> tuple[float, float]:
@@ -78,12 +105,23 @@ class Answerer:
             sha.update(picked.double().cpu().numpy().tobytes())
         return sha.hexdigest()
 
-    def _padded(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
-        """(ids, attention mask) [B, T], padded on the left."""
+    def padded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(ids, attention mask) [B, T] of prompts, padded on the left."""
+        rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
         width = max(map(len, rows))
         ids = torch.tensor([[self.padding] * (width - len(row)) + row for row in rows], device=self.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
         return ids, mask
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """Prompts [B, T], padded on the left; their first columns may be in a cache."""
+
+    ids: Tensor
+    mask: Tensor
+    cache: Any = None
+    n_cached: int = 0
 
 
 class _Reader:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from rich.console import Console
@@ -19,6 +19,7 @@ from sparsesteer.files import DescribedTensors
 from sparsesteer.methods.spare.answering import Answerer
 from sparsesteer.methods.spare.conflicts import CONTEXT, MEMORY, NEITHER, Conflict
 from sparsesteer.methods.spare.files import as_json
+from sparsesteer.methods.spare.processes import Processes
 
 MANIFEST = "manifest.json"
 BATCHES_A_PART = 4
@@ -62,25 +63,44 @@ def collect(
     folder: str | os.PathLike | None,
     progress: bool,
 ) -> Collection:
-    """All parts, those that the folder has read from it.
+    """All parts, those that the folder has read from it; several processes answer each a share of them.
 
     Raises:
-        ValueError: a folder of another collection, a damaged part, states that are NaN or infinite.
+        ValueError: a folder of another collection, a damaged part, states that are NaN or infinite; several processes
+            without a folder.
+        RuntimeError: several processes that do not know of each other.
     """
-    size = BATCHES_A_PART * batch_size
+    processes = Processes.current()
     store = None
     if folder is not None:
-        store = _Store.opened(Path(folder), _manifest(answerer, conflicts, with_losses, batch_size), answerer.places)
-    parts = []
-    for first in tracked(range(0, len(conflicts), size), "answering", progress):
-        some = conflicts[first : first + size]
-        part = None if store is None else store.load(first, len(some))
+        manifest = _manifest(answerer, conflicts, with_losses, batch_size)
+        processes.by_first(lambda: _Store.opened(Path(folder), manifest, answerer.places))
+        store = _Store.opened(Path(folder), manifest, answerer.places)
+    elif processes.count > 1:
+        raise ValueError(
+            f"SPARE: {processes.count} processes meet in a folder that all of them see; give folder=... to fit"
+        )
+    size = BATCHES_A_PART * batch_size
+    by_start = {first: conflicts[first : first + size] for first in range(0, len(conflicts), size)}
+    parts = {}
+    for first in tracked(processes.share(list(by_start)), "answering", progress):
+        part = None if store is None else store.load(first, len(by_start[first]))
         if part is None:
-            part = _read(answerer, some, first, with_losses, batch_size)
+            part = _read(answerer, by_start[first], first, with_losses, batch_size)
             if store is not None:
                 store.save(first, part)
-        parts.append(part)
-    return _joined(parts, answerer.places)
+        parts[first] = part
+    processes.wait()
+    for first, some in by_start.items():
+        if first not in parts and store is not None:
+            parts[first] = store.load(first, len(some)) or _missing(first)
+    return _joined([parts[first] for first in by_start], answerer.places)
+
+
+def _missing(first: int) -> NoReturn:
+    raise RuntimeError(
+        f"SPARE: another process left no part that begins with example {first}; do all of them see the same folder?"
+    )
 
 
 def tracked(items: Sequence[Item], what: str, progress: bool) -> Iterable[Item]:
@@ -94,6 +114,7 @@ def _read(
     batches = []
     for start in range(0, len(conflicts), batch_size):
         some = conflicts[start : start + batch_size]
+        answerer.prepare([conflict.prompt for conflict in some])
         answers, states = answerer.answers(some)
         for site, each in states.items():
             broken = (~torch.isfinite(each).all(-1)).nonzero()

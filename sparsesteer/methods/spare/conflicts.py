@@ -123,7 +123,7 @@ def with_demonstrations(
         picked = [by_question[others[i]] for i in random.choice(len(others), shots, replace=False)]
         shown = [each[random.randint(len(each))] for each in picked]
         for kind in kinds:
-            yield replace(conflict, demonstrations=tuple(_demonstration(each, *kind) for each in shown))
+            yield replace(conflict, demonstrations=tuple(demonstration(each, *kind) for each in shown))
 
 
 def exact_match(answer: str, references: Iterable[str]) -> bool:
@@ -137,7 +137,8 @@ def normalized(answer: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def _demonstration(conflict: Conflict, context: str, answer: str) -> Demonstration:
+def demonstration(conflict: Conflict, context: str, answer: str) -> Demonstration:
+    """A conflict answered, with its context and its answer substituted (s) or original (o)."""
     return Demonstration(
         getattr(conflict, f"{_SIDES[context]}_context"),
         conflict.question,

@@ -12,6 +12,7 @@ from sparsesteer.methods.spare.answering import Answerer
 from sparsesteer.methods.spare.collection import Collection, collect, tracked
 from sparsesteer.methods.spare.conflicts import Conflict
 from sparsesteer.methods.spare.measuring import Estimate, confidence_weights, measured, plain_weights
+from sparsesteer.methods.spare.processes import Processes
 from sparsesteer.methods.spare.statistics import FeatureStatistics
 from sparsesteer.model.places import Place
 from sparsesteer.model.sites import ModelSites
@@ -34,29 +35,18 @@ def fit_statistics(
     progress: bool,
 ) -> tuple[dict[Any, SAE], dict[Any, FeatureStatistics], dict[str, Any]]:
     """(SAEs, statistics and how they came about); see ``SPARE.fit``."""
-    for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ValueError(f"SPARE: {name} should be a positive whole number, got {number!r}")
     if means not in MEANS or estimate.estimator not in ESTIMATORS:
         raise ValueError(
             f"SPARE: means should be one of {', '.join(MEANS)} and estimator one of {', '.join(ESTIMATORS)}, "
             f"got {means!r} and {estimate.estimator!r}"
         )
     chosen = chosen_saes(saes, layers)
-    conflicts = [Conflict.of(each, number) for number, each in enumerate(examples)]
-    if not conflicts:
-        raise ValueError("SPARE: there are no examples")
-    answerer = Answerer(model, tokenizer, places_of(model, chosen), max_new_tokens)
-    found = collect(
-        answerer,
-        conflicts,
-        with_losses=means == "confidence",
-        batch_size=batch_size,
-        folder=folder,
-        progress=progress,
+    places = places_of(model, chosen)
+    found = _collected(
+        model, tokenizer, places, examples, means == "confidence", max_new_tokens, batch_size, folder, progress
     )
-    _check_counts(found, estimate.n_neighbors + 1)
-    statistics = _statistics(chosen, found, estimate, progress)
+    check_counts(found, estimate.n_neighbors + 1)
+    statistics = Processes.current().by_first(lambda: statistics_of(chosen, found, estimate, progress))
     about = {
         "answers": found.counts(),
         "means": means,
@@ -65,6 +55,31 @@ def fit_statistics(
         "random_state": estimate.random_state if isinstance(estimate.random_state, int) else None,
     }
     return chosen, statistics, about
+
+
+def collect_states(
+    model: Any,
+    tokenizer: Any,
+    sites: Iterable[Any],
+    examples: Iterable[Any],
+    *,
+    max_new_tokens: int = 12,
+    batch_size: int = 8,
+    folder: str | os.PathLike | None = None,
+    progress: bool = True,
+) -> Collection:
+    """What ``SPARE.fit`` collects, for methods without features: answers, where they came from, states at the sites.
+
+    With the same examples, sites and numbers it reads the folder of a ``SPARE.fit`` with plain means, which reads its.
+
+    Args:
+        sites: as ``ss.steer`` takes them.
+
+    Raises:
+        ValueError, TypeError: as ``SPARE.fit`` for these arguments.
+    """
+    places = places_of(model, dict.fromkeys(sites))
+    return _collected(model, tokenizer, places, examples, False, max_new_tokens, batch_size, folder, progress)
 
 
 def chosen_saes(saes: Any, layers: Any) -> dict[Any, SAE]:
@@ -97,16 +112,16 @@ def chosen_saes(saes: Any, layers: Any) -> dict[Any, SAE]:
     return {site: given[site] for site in wanted}
 
 
-def places_of(model: Any, saes: Mapping[Any, SAE]) -> dict[Any, Place]:
+def places_of(model: Any, saes: Mapping[Any, SAE | None]) -> dict[Any, Place]:
     """Where the SAEs read in a model. Raises TypeError or ValueError for a site that it lacks, or of another width."""
     places = {}
     try:
         sites = ModelSites.of(model)
         for site, sae in saes.items():
-            if site is None and sae.site.hook_name is None:
+            if site is None and (sae is None or sae.site.hook_name is None):
                 raise ValueError("steer: the SAE knows no site; name one: SPARE.fit(model, tokenizer, {15: sae}, ...)")
-            place = places[site] = sites.resolve(sae.site if site is None else site)
-            if place.width not in (None, sae.d_in):
+            place = places[site] = sites.resolve(sae.site if sae is not None and site is None else site)
+            if sae is not None and place.width not in (None, sae.d_in):
                 raise ValueError(
                     f"steer: the SAE has width {sae.d_in}, the model has width {place.width} at {place.path}; "
                     "was the SAE made for this model?"
@@ -114,6 +129,29 @@ def places_of(model: Any, saes: Mapping[Any, SAE]) -> dict[Any, Place]:
     except (TypeError, ValueError) as error:
         raise type(error)(str(error).replace("steer: ", "SPARE: ", 1)) from error
     return places
+
+
+def _collected(
+    model: Any,
+    tokenizer: Any,
+    places: Mapping[Any, Place],
+    examples: Iterable[Any],
+    with_losses: bool,
+    max_new_tokens: int,
+    batch_size: int,
+    folder: str | os.PathLike | None,
+    progress: bool,
+) -> Collection:
+    for name, number in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"SPARE: {name} should be a positive whole number, got {number!r}")
+    conflicts = [Conflict.of(each, number) for number, each in enumerate(examples)]
+    if not conflicts:
+        raise ValueError("SPARE: there are no examples")
+    answerer = Answerer(model, tokenizer, places, max_new_tokens)
+    return collect(
+        answerer, conflicts, with_losses=with_losses, batch_size=batch_size, folder=folder, progress=progress
+    )
 
 
 def _by_site(saes: Sequence[Any], layers: list | None) -> dict[Any, Any]:
@@ -128,7 +166,8 @@ def _by_site(saes: Sequence[Any], layers: list | None) -> dict[Any, Any]:
     return dict(zip(names, saes, strict=True))
 
 
-def _check_counts(found: Collection, fewest: int) -> None:
+def check_counts(found: Collection, fewest: int) -> None:
+    """Raises ValueError where answers of a kind are missing, or fewer than the estimator needs."""
     counts = found.counts()
     told = f"{counts['context']} answers came from the context, {counts['memory']} from memory, {counts['neither']} "
     told += "from neither"
@@ -143,9 +182,10 @@ def _check_counts(found: Collection, fewest: int) -> None:
         )
 
 
-def _statistics(
+def statistics_of(
     saes: Mapping[Any, SAE], found: Collection, estimate: Estimate, progress: bool
 ) -> dict[Any, FeatureStatistics]:
+    """Of the features of every SAE, whose site was collected."""
     labels = found.labels
     sample_weights = plain_weights(labels) if found.losses is None else confidence_weights(labels, found.losses)
     statistics = {}

@@ -13,7 +13,7 @@ from sparsesteer.methods.spare import files
 from sparsesteer.methods.spare.fitting import fit_statistics
 from sparsesteer.methods.spare.measuring import Estimate
 from sparsesteer.methods.spare.selection import Selection
-from sparsesteer.methods.spare.statistics import FORMS, SIDES, FeatureStatistics, plan
+from sparsesteer.methods.spare.statistics import FORMS, SIDES, FeatureStatistics, check_named, plan
 from sparsesteer.sae import SAE
 
 
@@ -42,6 +42,11 @@ class SPARE:
         selection: Selection,
         about: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(statistics, Mapping) or not statistics or set(statistics) != set(saes):
+            raise ValueError(
+                f"SPARE: statistics are needed for the sites of the SAEs, {list(saes)}; SPARE.fit, from_statistics and "
+                "load make a SPARE that has them"
+            )
         self.saes, self.statistics = dict(saes), dict(statistics)
         self.selection, self.about = selection, dict(about or {})
 
@@ -88,12 +93,15 @@ class SPARE:
             random_state: of its noise.
             batch_size: prompts that are answered together, padded on the left.
             folder: where what is collected is kept, in parts. The same call goes on where one was interrupted, and
-                one for the same model, sites and examples reads all of it.
+                one for the same model, sites and examples reads all of it. Several processes (``torchrun``,
+                ``accelerate launch``) answer each a share, meet here, and return the same.
             progress: a bar on stderr, where that is a terminal.
 
         Raises:
             ValueError, TypeError: arguments that do not fit; a site that the model lacks; answers of one kind only, or
-                too few; states or codes that are NaN or infinite; a folder of another collection.
+                too few; states or codes that are NaN or infinite; a folder of another collection; several processes
+                without a folder.
+            RuntimeError: several processes that do not know of each other.
         """
         selection = Selection(k, share)
         estimate = Estimate(estimator, n_neighbors, random_state)
@@ -152,7 +160,7 @@ class SPARE:
 
     def features(self, side: str) -> Any:
         """The selected features of "context" or "memory", by falling mutual information; {site: list} of several."""
-        _check_named("side", side, SIDES)
+        check_named("side", side, SIDES)
         return self._by_site({site: each.features(self.selection, side) for site, each in self.statistics.items()})
 
     def edit(self, toward: str = "memory", alpha: float = 2.0, form: str = "code") -> Any:
@@ -204,16 +212,11 @@ class SPARE:
         return f"SPARE({'; '.join(counts)})"
 
     def _edits(self, toward: str, alpha: float, form: str) -> dict[Any, Edit]:
-        _check_named("toward", toward, SIDES)
-        _check_named("form", form, FORMS)
+        check_named("toward", toward, SIDES)
+        check_named("form", form, FORMS)
         if isinstance(alpha, bool) or not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
             raise ValueError(f"SPARE: alpha should be a number from 0 on, got {alpha!r}")
         return {site: each.edit(self.selection, toward, float(alpha), form) for site, each in self.statistics.items()}
 
     def _by_site(self, found: dict) -> Any:
         return found[None] if None in found else found
-
-
-def _check_named(what: str, name: str, names: tuple[str, ...]) -> None:
-    if name not in names:
-        raise ValueError(f"SPARE: {what} should be one of {', '.join(names)}, got {name!r}")

@@ -1,5 +1,6 @@
 """What SPARE knows of the features of one SAE, and the edit that follows from it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from torch import Tensor
@@ -55,11 +56,20 @@ class FeatureStatistics:
 
     def edit(self, selection: Selection, toward: str, alpha: float, form: str) -> Edit:
         """Less of what belongs to the other side, and more of what belongs to this one."""
-        away = SIDES[1 - SIDES.index(toward)]
+        lowered, raised = self.features(selection, other_side(toward)), self.features(selection, toward)
+        return self.edit_of(lowered, raised, toward, alpha, form)
+
+    def edit_of(self, lowered: Sequence[int], raised: Sequence[int], toward: str, alpha: float, form: str) -> Edit:
+        """The same of given features."""
         means = {"context": self.mean_context.tolist(), "memory": self.mean_memory.tolist()}
-        remove = {f: removed(means[away][f], alpha, form) for f in self.features(selection, away)}
-        add = {f: added(means[toward][f], alpha, form) for f in self.features(selection, toward)}
+        remove = {f: removed(means[other_side(toward)][f], alpha, form) for f in lowered}
+        add = {f: added(means[toward][f], alpha, form) for f in raised}
         return Edit.hinge(remove | add)
+
+
+def other_side(side: str) -> str:
+    """Of "context" and "memory"."""
+    return SIDES[1 - SIDES.index(side)]
 
 
 def removed(mean: float, alpha: float, form: str) -> tuple[float, float, float, float]:
@@ -81,3 +91,9 @@ def steered_activation(sae: SAE) -> Activation:
 def plan(sae: SAE, edit: Edit) -> SteeringPlan:
     """An edit of activations without TopK's mask."""
     return sae.plan(edit, activation=ReLU() if sae.k else None)
+
+
+def check_named(what: str, name: str, names: tuple[str, ...]) -> None:
+    """Raises ValueError for a name that is none of these."""
+    if name not in names:
+        raise ValueError(f"SPARE: {what} should be one of {', '.join(names)}, got {name!r}")
