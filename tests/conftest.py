@@ -15,13 +15,16 @@ torch.set_num_threads(2)
 _outcomes: dict[str, dict] = {}
 
 
-@pytest.fixture
-def one_thread():
+def _one_thread():
     """For tiny models: two threads wait for each other longer than they work, the more so on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+one_thread = pytest.fixture(_one_thread)
+one_thread_throughout = pytest.fixture(_one_thread, scope="module")  # a module's own fixtures included
 
 
 @pytest.hookimpl(wrapper=True)

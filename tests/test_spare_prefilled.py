@@ -14,17 +14,11 @@ from sparsesteer.methods.spare.conflicts import Conflict, Demonstration
 SITES = (0, 2)
 NEW = 6
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 
 @pytest.fixture(scope="module")
-def world():
+def world(one_thread_throughout):
     """(model, tokenizer, SPARE of two blocks)."""
     saes = {site: sae(site) for site in SITES}
     statistics = []

@@ -5,7 +5,6 @@ import re
 import shutil
 
 import pytest
-import torch
 from conflict_models import conflicts, model, sae, tokenizer
 from typer.testing import CliRunner
 
@@ -20,13 +19,7 @@ from sparsesteer.methods.spare.conflicts import Conflict
 
 METHODS = ("ActAdd", "random features")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 
 def run(*arguments, exit_code=0):
@@ -36,7 +29,7 @@ def run(*arguments, exit_code=0):
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory, one_thread):
+def begun(tmp_path_factory, one_thread_throughout):
     """(a folder with a model, SAEs and conflicts, what fit printed)."""
     folder = tmp_path_factory.mktemp("study")
     the_model, the_tokenizer = model(), tokenizer()
