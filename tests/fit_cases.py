@@ -10,17 +10,8 @@ from sparsesteer.methods.spare.conflicts import Conflict
 LAYERS = (0, 2)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Steps of a tiny model are over before a second thread has begun."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def world(one_thread):
+def world(one_thread_throughout):
     """(model, tokenizer, examples)."""
     the_model, the_tokenizer = model(), tokenizer()
     return the_model, the_tokenizer, conflicts(the_model, the_tokenizer, 26)

@@ -1,6 +1,5 @@
 """What SPARE is compared with: each equal to its definition, written out, at the last token of the prompt alone."""
 
-import fit_cases
 import numpy as np
 import pytest
 import torch
@@ -23,7 +22,7 @@ from sparsesteer.methods.spare import Conflict
 from sparsesteer.methods.spare.answering import Answerer
 from sparsesteer.methods.spare.collection import Collection
 
-one_thread = fit_cases.one_thread
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 LAYERS = (0, 2)
 SIDES = ("context", "memory")

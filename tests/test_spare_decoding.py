@@ -1,6 +1,5 @@
 """CAD and DoLa choose the tokens that their equations choose, computed prompt by prompt without a cache."""
 
-import fit_cases
 import pytest
 import torch
 from conflict_models import conflicts, gemma, model, tokenizer
@@ -10,7 +9,7 @@ from sparsesteer.methods.baselines.decoding import contrasted, without_context
 from sparsesteer.methods.spare import Conflict, Demonstration
 from sparsesteer.methods.spare.answering import Answerer
 
-one_thread = fit_cases.one_thread
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 N_NEW = 3
 

@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import fit_cases
 import pytest
 import torch
 from conflict_models import answer_of, gemma, model, sae, tokenizer
@@ -14,7 +13,7 @@ from conflict_models import answer_of, gemma, model, sae, tokenizer
 import sparsesteer as ss
 from sparsesteer.methods.spare import Conflict, exact_match, with_demonstrations
 
-one_thread = fit_cases.one_thread
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "spare_llama3.py"
 

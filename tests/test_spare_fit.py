@@ -10,7 +10,8 @@ import sparsesteer as ss
 from sparsesteer.methods.spare import measuring
 from sparsesteer.methods.spare.conflicts import CONTEXT, MEMORY, Conflict
 
-one_thread, world = fit_cases.one_thread, fit_cases.world
+world = fit_cases.world
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 
 def test_statistics_are_those_of_prompts_answered_one_by_one(world):

@@ -10,7 +10,8 @@ from fit_cases import LAYERS, by_hand, fit
 
 from sparsesteer.methods.spare import answering, collect_states, collection
 
-one_thread, world = fit_cases.one_thread, fit_cases.world
+world = fit_cases.world
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 
 @pytest.fixture

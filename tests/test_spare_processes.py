@@ -1,6 +1,5 @@
 """A collection shared by two processes: each answers its parts once, both get what one process gets alone."""
 
-import fit_cases
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,7 +9,7 @@ from torch import multiprocessing
 import sparsesteer as ss
 from sparsesteer.methods.spare import answering, fitting
 
-one_thread = fit_cases.one_thread
+pytestmark = pytest.mark.usefixtures("one_thread_throughout")
 
 LAYERS = (0, 2)
 
