@@ -1,4 +1,4 @@
-"""Settings of every test process, and a record of each outcome by marker for ``tests/summary.py``."""
+"""Settings of every test process, and a record of each outcome and its CPU time for ``tests/summary.py``."""
 
 import json
 import os
@@ -13,6 +13,8 @@ torch.use_deterministic_algorithms(True, warn_only=True)  # also fills torch.emp
 torch.set_num_threads(2)
 
 _outcomes: dict[str, dict] = {}
+_cpu_seconds: dict[str, float] = {}
+_counted = sum(os.times()[:4])
 
 
 def _one_thread():
@@ -30,6 +32,7 @@ one_thread_throughout = pytest.fixture(_one_thread, scope="module")  # a module'
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
+    _count_cpu(report.nodeid)
     if report.when == "call" or report.outcome != "passed":
         _keep(report, [name for name in MARKERS if item.get_closest_marker(name)])
     return report
@@ -43,8 +46,17 @@ def pytest_collectreport(report):
 def pytest_sessionfinish(session, exitstatus):
     path = os.environ.get("SPARSESTEER_TEST_REPORT")
     if path:
+        report = {"exit_status": int(exitstatus), "outcomes": list(_outcomes.values()), "cpu_seconds": _cpu_seconds}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps({"exit_status": int(exitstatus), "outcomes": list(_outcomes.values())}))
+        Path(path).write_text(json.dumps(report))
+
+
+def _count_cpu(nodeid):
+    """Of this process and those it waited for, since the last count; it tells long tests on busy machines too."""
+    global _counted
+    now = sum(os.times()[:4])
+    _cpu_seconds[nodeid] = _cpu_seconds.get(nodeid, 0.0) + now - _counted
+    _counted = now
 
 
 def _keep(report, markers):

@@ -11,7 +11,8 @@ def report(tmp_path):
     def write(name, exit_status, *outcomes):
         path = tmp_path / f"{name}.json"
         entries = [{"markers": markers, "outcome": o, "reason": reason} for markers, o, reason in outcomes]
-        path.write_text(json.dumps({"exit_status": exit_status, "outcomes": entries}))
+        seconds = {f"{name}.py::test_{number}": 60.0 * number for number in range(len(outcomes))}
+        path.write_text(json.dumps({"exit_status": exit_status, "outcomes": entries, "cpu_seconds": seconds}))
         return str(path)
 
     return write
@@ -29,6 +30,8 @@ def test_adds_up_suites_and_names_the_skips(report, capsys):
         ["gpu", "0", "0", "2"],
     ]
     assert "skipped 2: no CUDA device" in lines
+    assert "CPU minutes: main 3.0, triton 1.0" in lines
+    assert [line for line in lines if "::" in line][:2] == ["    120 s main.py::test_2", "     60 s main.py::test_1"]
     assert lines[-1] == "3 passed, 0 failed, 2 skipped"
 
 

@@ -76,7 +76,7 @@ def _of_features(fitted: Fitted) -> list[Contender]:
         def make(setting: Mapping[str, Any], toward: str) -> Control:
             return kind(fitted.selected(setting["layers"], setting["k"]), alpha=setting["alpha"])
 
-        grid = {"layers": runs(sites), "alpha": (1.0, 2.0, 3.0, 4.0, 6.0, 9.0), "k": counts}
+        grid = {"layers": runs(sites), "alpha": (0.5, 1.0, 2.0, 3.0, 4.0, 6.0), "k": counts}
         start = {"layers": sites, "alpha": 2.0, "k": counts[len(counts) // 2]}
         return Contender(kind.name, make, grid, start)  # type: ignore[attr-defined]
 
