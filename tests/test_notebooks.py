@@ -25,6 +25,12 @@ def tool():
 
 make = tool()
 each_notebook = pytest.mark.parametrize("path", make.notebooks(), ids=lambda path: path.stem)
+SHORT = "share"  # the others take two minutes each
+each_execution = pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=() if path.stem == SHORT else pytest.mark.slow) for path in make.notebooks()],
+    ids=lambda path: path.stem,
+)
 
 
 def outputs(notebook):
@@ -65,7 +71,7 @@ def test_kept_outputs_are_small_and_say_nothing_of_the_machine(path):
 
 
 @needs_demo_model
-@each_notebook
+@each_execution
 def test_outputs_are_what_comes_out(path):
     kept, now = nbformat.read(path, as_version=4), make.executed(path)
     assert [each[:2] for each in outputs(now)] == [each[:2] for each in outputs(kept)]
