@@ -103,7 +103,7 @@ def test_words_may_go_without_names():
     sae, unembedding, words = setting()
     named, bare = (ss.explain(sae, unembedding, Norm(), w) for w in (words, list(words.values())))
     assert bare.vocabulary == tuple(map(str, range(len(words)))) and torch.equal(named.words, bare.words)
-    assert named.details["score"] == "pointwise" and "pointwise" in named.method and len(named[0]) == 15
+    assert named.details["score"] == "product" and "product" in named.method and len(named[0]) == 15
 
 
 def test_a_bf16_product_finds_nearly_the_same():

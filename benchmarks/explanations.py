@@ -1,0 +1,107 @@
+"""Time and memory of explaining every feature of a large SAE, beside the dense computation on a part of it.
+
+    python -m sparsesteer.benchmarks.explanations --json benchmarks/results/explanations.json
+
+The SAE is random and tied: W_enc and W_dec are two views of one matrix, so that the machine holds it once. "Extra
+memory" is the peak of the process while it explains, less what it held before. The dense computation makes all F x W
+scores as the formulas are written; it is measured on a part of the features, and what the whole would take is that
+times F / part.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import sparsesteer as ss
+from sparsesteer.benchmarks.machine import facts
+from sparsesteer.files import write_whole
+from sparsesteer.methods.mi.scores import DEFAULT
+
+
+def rms_norm(x: torch.Tensor) -> torch.Tensor:
+    """A norm without a gain."""
+    return x * (x.pow(2).mean(-1, keepdim=True) + 1e-6).rsqrt()
+
+
+def sae_of(n_features: int, width: int) -> ss.SAE:
+    """Random and tied."""
+    rows = torch.empty(n_features, width)
+    generator = torch.Generator().manual_seed(0)
+    for part in rows.split(4096):
+        part.normal_(generator=generator)
+    return ss.SAE(W_enc=rows.T, W_dec=rows, activation=ss.ReLU())
+
+
+def dense(sae: ss.SAE, embeddings: torch.Tensor, n_features: int, count: int) -> torch.Tensor:
+    """The best words by the whole matrix, of the first features."""
+    s = rms_norm(sae.W_dec[:n_features]) @ embeddings.T
+    p_word, p_feature = s.softmax(1), s.softmax(0)
+    return (p_word.log() + p_feature.log()).topk(count, dim=1).indices
+
+
+def reset_peak() -> int:
+    """Begin the peak anew; what the process holds now. Linux alone knows how."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return status_bytes("VmRSS")
+
+
+def status_bytes(name: str) -> int:
+    """A line of /proc/self/status."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024
+
+
+def measured(work) -> tuple[object, float, int]:
+    """(result, seconds, extra bytes at the peak)"""
+    before = reset_peak()
+    begun = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - begun, status_bytes("VmHWM") - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features", type=int, default=131_072)
+    parser.add_argument("--words", type=int, default=5_000)
+    parser.add_argument("--width", type=int, default=4_096)
+    parser.add_argument("--part", type=int, default=8_192, help="features of the dense computation")
+    parser.add_argument("--count", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    generator = torch.Generator().manual_seed(1)
+    unembedding = torch.randn(args.words, args.width, generator=generator) / args.width**0.5
+    sae = sae_of(args.features, args.width)
+    words = [[i] for i in range(args.words)]
+    found, seconds, extra = measured(lambda: ss.explain(sae, unembedding, rms_norm, words, count=args.count))
+    part = ss.SAE(W_enc=sae.W_dec[: args.part].T, W_dec=sae.W_dec[: args.part], activation=ss.ReLU())
+    ours, part_seconds, part_extra = measured(lambda: ss.explain(part, unembedding, rms_norm, words, count=args.count))
+    wanted, dense_seconds, dense_extra = measured(lambda: dense(sae, unembedding, args.part, args.count))
+    agreed = (ours.words.view(args.part, -1) == wanted).float().mean().item()
+    if agreed < 0.999:
+        sys.exit(f"the two agree on {agreed:.2%} of the words: no time is printed")
+    scale = args.features / args.part
+    row = {
+        **facts("cpu"),
+        "threads": torch.get_num_threads(),
+        "load_at_the_end": Path("/proc/loadavg").read_text().split()[0],
+        "features": args.features, "words": args.words, "width": args.width, "score": DEFAULT,
+        "seconds": round(seconds, 1), "extra_megabytes": round(extra / 1e6),
+        "explained": len(found),
+        "part": args.part, "agreed_on_part": agreed,
+        "ours_on_part": {"seconds": round(part_seconds, 2), "extra_megabytes": round(part_extra / 1e6)},
+        "dense_on_part": {"seconds": round(dense_seconds, 2), "extra_megabytes": round(dense_extra / 1e6)},
+        "dense_extrapolated": {
+            "seconds": round(dense_seconds * scale, 1), "extra_megabytes": round(dense_extra * scale / 1e6),
+        },
+    }  # fmt: skip
+    print(json.dumps(row, indent=1))
+    if args.json:
+        write_whole(args.json, (json.dumps(row, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
