@@ -107,7 +107,7 @@ class Explanations:
 
     def __getitem__(self, feature: int) -> tuple[ScoredWord, ...]:
         """The words of one feature, best first. Raises IndexError for a feature that is not there."""
-        return self._index[feature]
+        return self.index[feature]
 
     def search(self, text: str) -> list[Match]:
         """The features whose explanation has every word of a text, upper or lower case, strongest first.
@@ -115,7 +115,7 @@ class Explanations:
         Raises:
             ValueError: a text without words.
         """
-        return self._index.search(text)
+        return self.index.search(text)
 
     def feature(self, text: str) -> int:
         """The one feature whose explanation has every word of a text.
@@ -123,7 +123,7 @@ class Explanations:
         Raises:
             ValueError: none, or several, which are listed.
         """
-        return self._index.feature(text)
+        return self.index.feature(text)
 
     def note(self, feature: int) -> dict[str, Any]:
         """What else is known of a feature: label, summary, contexts. Nothing where nothing is."""
@@ -142,7 +142,8 @@ class Explanations:
         return replace(self, notes=joined, density=known)
 
     @functools.cached_property
-    def _index(self) -> WordIndex:
+    def index(self) -> WordIndex:
+        """What looks features and words up."""
         words, starts = self.words.int().numpy().tobytes(), self.starts.tolist()
         return WordIndex(self.vocabulary, words, self.scores.tolist(), starts)
 

@@ -219,7 +219,8 @@ def read_vectors(path: str | os.PathLike) -> tuple[dict[str, str], dict[str, mem
     metadata = header.pop("__metadata__", {})
     body = memoryview(data)[8 + length :]
     try:
-        return metadata, {name: _vector(entry, body) for name, entry in header.items() if entry["dtype"] in _CODES}
+        known = {name: e for name, e in header.items() if e["dtype"] in _CODES and len(e["shape"]) == 1}
+        return metadata, {name: _vector(entry, body) for name, entry in known.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error!r}") from error
 

@@ -128,7 +128,7 @@ def _parse(arguments: list[str]) -> None:
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
         name, *arguments = arguments
-        command = command.commands[name]
+        command = command.get_command(None, name)
     command.make_context(name, arguments)
 
 
