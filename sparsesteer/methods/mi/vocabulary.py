@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from sparsesteer.logit_lens import word_tokens as starts_of_words
 
 N_WORDS = 5000
@@ -12,16 +14,24 @@ LEAST_FREQUENCY = 5
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 
 
-def of_tokenizer(tokenizer: Any, count: int = N_WORDS) -> dict[str, list[int]]:
+def of_tokenizer(tokenizer: Any, count: int = N_WORDS, unembedding: Tensor | None = None) -> dict[str, list[int]]:
     """{word: [its token]} of the words that are a token of their own, of three letters or more.
 
     Tokenizers number what they merged first, and that is what was most frequent: the first ``count`` are taken. Of
     words that differ in capitals alone the first stays.
 
+    Args:
+        unembedding: [V, D]; given, only the half of the words with the shortest rows counts. Pieces that a model hardly
+            ever writes as a word ("dissemin") have long ones.
+
     Raises:
         ValueError: none of the tokens is such a word; give a vocabulary of your own.
     """
-    ids = starts_of_words(tokenizer).tolist()
+    tokens = starts_of_words(tokenizer)
+    if unembedding is not None and len(tokens):
+        lengths = unembedding[tokens.to(unembedding.device)].float().norm(dim=-1).cpu()
+        tokens = tokens[lengths <= lengths.median()]
+    ids = tokens.tolist()
     found: dict[str, tuple[str, int]] = {}
     for token in sorted(ids):
         word = tokenizer.decode([token]).strip()
