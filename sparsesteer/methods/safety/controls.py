@@ -82,7 +82,7 @@ def fit(
     "random" ones as many, drawn among the rest that are ever active on these prompts.
 
     Raises:
-        ValueError: no explained features, no prompts.
+        ValueError: no explained features, no prompts, too few other features.
     """
     if not explained:
         raise ValueError("no features were selected by their explanations; label more, or name some with --features")
@@ -91,6 +91,11 @@ def fit(
     contrast = (means[0] - means[1]).topk(len(explained)).indices.tolist()
     alive = (means[0] + means[1] > 0).nonzero().flatten().tolist()
     rest = [feature for feature in alive if feature not in {*explained, *contrast}]
+    if len(rest) < len(explained):
+        raise ValueError(
+            f"{len(explained)} features were selected, and only {len(rest)} others are active on the prompts: too few "
+            "to draw as many at random"
+        )
     order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(0)).tolist()
     drawn = [rest[place] for place in order[: len(explained)]]
     features = {"explained": list(explained), "contrast": contrast, "random": drawn}

@@ -95,8 +95,7 @@ class Study:
         path = folder / DESCRIPTION
         if path.exists():
             _check_same(read_document(path), description, folder)
-        else:
-            write_document(path, description)
+        write_document(path, description)
         trials = Trials(folder, model, tokenizer, asked, protocol.max_new_tokens, protocol.batch)
         return cls(trials, controls, description)
 
