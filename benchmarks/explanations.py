@@ -11,6 +11,7 @@ times F / part.
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ import sparsesteer as ss
 from sparsesteer.benchmarks.machine import facts
 from sparsesteer.files import write_whole
 from sparsesteer.methods.mi.scores import DEFAULT
+from sparsesteer.word_index import ExplanationFile
 
 
 def rms_norm(x: torch.Tensor) -> torch.Tensor:
@@ -65,6 +67,19 @@ def measured(work: Callable[[], Any]) -> tuple[Any, float, int]:
     return result, time.perf_counter() - begun, status_bytes("VmHWM") - before
 
 
+def looked_up(found: ss.Explanations) -> tuple[float, float]:
+    """(milliseconds to open the stored file and find the features of one word, its megabytes)"""
+    with tempfile.TemporaryDirectory() as folder:
+        path = found.save(Path(folder) / "explanations.safetensors")
+        times = []
+        for word in range(5):
+            begun = time.perf_counter()
+            matches = ExplanationFile(path).search(str(17 * word))
+            times.append(time.perf_counter() - begun)
+            assert matches
+        return round(1000 * sorted(times)[2], 1), round(path.stat().st_size / 1e6, 1)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=int, default=131_072)
@@ -87,13 +102,14 @@ def main() -> None:
     if agreed < 0.999:
         sys.exit(f"the two agree on {agreed:.2%} of the words: no time is printed")
     scale = args.features / args.part
+    lookup, size = looked_up(found)
     row = {
         **facts("cpu"),
         "threads": torch.get_num_threads(),
         "load_at_the_end": Path("/proc/loadavg").read_text().split()[0],
         "features": args.features, "words": args.words, "width": args.width, "score": DEFAULT,
         "seconds": round(seconds, 1), "extra_megabytes": round(extra / 1e6),
-        "explained": len(found),
+        "lookup_milliseconds": lookup, "file_megabytes": size,
         "part": args.part, "agreed_on_part": agreed,
         "ours_on_part": {"seconds": round(part_seconds, 2), "extra_megabytes": round(part_extra / 1e6)},
         "dense_on_part": {"seconds": round(dense_seconds, 2), "extra_megabytes": round(dense_extra / 1e6)},

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sparsesteer.writing import write_whole
+
 TEMPLATE = Path(__file__).parent / "assets" / "feature_view.html"
 TITLE_MARK, DATA_MARK = "<!--title-->", '"features"'
 
@@ -28,10 +30,7 @@ def write(path: Path, title: str, features: Iterable[Mapping[str, Any]]) -> Path
     before, after = TEMPLATE.read_text(encoding="utf-8").split(DATA_MARK)
     # without "<" in the data no text can end the script or begin a comment
     page = before.replace(TITLE_MARK, html.escape(title)) + data.replace("<", "\\u003c") + after
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.part")
-    unfinished.write_text(page, encoding="utf-8")
-    return unfinished.replace(path)
+    return write_whole(path, page.encode())
 
 
 def _row(known: Mapping[str, Any], places: dict[str, int]) -> dict[str, Any]:

@@ -114,6 +114,16 @@ def test_labels_are_asked_once(folder, explained):
     assert lines.read_text() == before
 
 
+def test_a_local_model_is_asked(folder, explained, tmp_path):
+    """The tiny one babbles."""
+    file = tmp_path / "copy.safetensors"
+    file.write_bytes(explained.read_bytes())
+    stderr = run("mi", "label", file, "--local-model", folder / "model", exit_code=1).stderr
+    assert "answers are junk" in stderr and file.read_bytes() == explained.read_bytes()
+    assert "give one of them" in run("mi", "label", file, "--local-model", "x", "--endpoint", "y", exit_code=1).stderr
+    assert "--endpoint-model" in run("mi", "label", file, "--endpoint", "http://y", exit_code=1).stderr
+
+
 def test_a_plan_is_written(folder, explained, tmp_path):
     plan = tmp_path / "plan.safetensors"
     options = (*with_models(folder), "--rule", "gap_fill", "--amount", 2)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import sparsesteer as ss
 from sparsesteer.logit_lens import final_norm
 from sparsesteer.methods.mi import explaining, vocabulary
+from sparsesteer.methods.mi.bias import frequency_bias
 from sparsesteer.methods.mi.scores import SCORES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -193,3 +194,17 @@ def test_a_models_own_parts_fit(tiny, tmp_path):
     assert len(found) == N_FEATURES and found.model == "tiny" and all(len(found[f]) == 4 for f in range(N_FEATURES))
     sae.explanations = ss.Explanations.load(found.save(tmp_path / "explanations.safetensors"))
     assert sae.explanations[3] == found[3]
+
+
+def test_frequency_bias():
+    words = {f"word{i}" if i != 300 else "of": [i % V] for i in range(500)}
+    sae, unembedding, _ = setting()
+    found = ss.explain(sae, unembedding, Norm(), words, count=2)
+    bias = frequency_bias(found)
+    assert bias["expected"] == 251 / 500
+    used = found.words.tolist()
+    assert bias["superficial"] == sum(w < 250 or w == 300 for w in used) / len(used)
+    assert bias["diversity"] == len({w for w in used if w >= 250 and w != 300}) / 249
+    assert bias["dominance"] == max(used.count(w) for w in used) / F
+    with pytest.raises(ValueError, match="no feature has words"):
+        frequency_bias(ss.Explanations.of([[], []], method="m", method_version="1"))

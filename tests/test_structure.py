@@ -39,6 +39,7 @@ FLOORS = (
         "storage",
         "weights",
         "word_index",
+        "writing",
     ),
     ("model",),
     ("datasets", "generation", "hooks", "methods", "recording", "site_edits", "specs"),

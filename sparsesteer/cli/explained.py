@@ -87,7 +87,7 @@ class Explained:
 def _folder(sae: str, model: str) -> Path | None:
     """Where an SAE's files lie; None for one that a cache holds."""
     if sae == DEMO:
-        return demo_sae_folder(model) if model else None
+        return demo_sae_folder(model)
     path = Path(sae).expanduser()
     if path.exists():
         return path if path.is_dir() else path.parent

@@ -50,6 +50,7 @@ def explain(
     from sparsesteer.logit_lens import final_norm
     from sparsesteer.methods.mi import explain as explained
     from sparsesteer.methods.mi import vocabulary
+    from sparsesteer.methods.mi.bias import frequency_bias
     from sparsesteer.methods.mi.contexts import context_notes, top_contexts, windows_of
 
     path = out or _beside(sae, model)
@@ -68,7 +69,8 @@ def explain(
     if texts:
         read = top_contexts(network, autoencoder, windows_of(texts, tokenizer, tokens), contexts)
         found = found.with_notes(context_notes(network, tokenizer, autoencoder, read, contexts), read.density)
-    print(found.save(path), found, found.about, sep="\n")
+    bias = ", ".join(f"{name} {share:.1%}" for name, share in frequency_bias(found).items())
+    print(found.save(path), found, found.about, f"frequency bias: {bias}", sep="\n")
 
 
 @app.command()
