@@ -59,12 +59,14 @@ def status_bytes(name: str) -> int:
     return int(lines[name].split()[0]) * 1024
 
 
-def measured(work: Callable[[], Any]) -> tuple[Any, float, int]:
-    """(result, seconds, extra bytes at the peak)"""
+def measured(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """(result, seconds by the clock and of the processor, extra megabytes at the peak)"""
     before = reset_peak()
-    begun = time.perf_counter()
+    begun, busy = time.perf_counter(), time.process_time()
     result = work()
-    return result, time.perf_counter() - begun, status_bytes("VmHWM") - before
+    seconds, of_processor = time.perf_counter() - begun, time.process_time() - busy
+    extra = (status_bytes("VmHWM") - before) / 1e6
+    return result, {"seconds": seconds, "processor_seconds": of_processor, "extra_megabytes": extra}
 
 
 def looked_up(found: ss.Explanations) -> tuple[float, float]:
@@ -80,6 +82,11 @@ def looked_up(found: ss.Explanations) -> tuple[float, float]:
         return round(1000 * sorted(times)[2], 1), round(path.stat().st_size / 1e6, 1)
 
 
+def rounded(measures: dict[str, float], factor: float = 1.0) -> dict[str, float]:
+    """All of them times a factor, to what can be read."""
+    return {name: round(value * factor, 1) for name, value in measures.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", type=int, default=131_072)
@@ -93,29 +100,24 @@ def main() -> None:
     unembedding = torch.randn(args.words, args.width, generator=generator) / args.width**0.5
     sae = sae_of(args.features, args.width)
     words = [[i] for i in range(args.words)]
-    found, seconds, extra = measured(lambda: ss.explain(sae, unembedding, rms_norm, words, count=args.count))
+    found, whole = measured(lambda: ss.explain(sae, unembedding, rms_norm, words, count=args.count))
     rows = sae.whole_decoder()[0][: args.part]
     part = ss.SAE(W_enc=rows.T, W_dec=rows, activation=ss.ReLU())
-    ours, part_seconds, part_extra = measured(lambda: ss.explain(part, unembedding, rms_norm, words, count=args.count))
-    wanted, dense_seconds, dense_extra = measured(lambda: dense(rows, unembedding, args.count))
+    ours, ours_on_part = measured(lambda: ss.explain(part, unembedding, rms_norm, words, count=args.count))
+    wanted, dense_on_part = measured(lambda: dense(rows, unembedding, args.count))
     agreed = (ours.words.view(args.part, -1) == wanted).float().mean().item()
     if agreed < 0.999:
         sys.exit(f"the two agree on {agreed:.2%} of the words: no time is printed")
-    scale = args.features / args.part
     lookup, size = looked_up(found)
     row = {
         **facts("cpu"),
-        "threads": torch.get_num_threads(),
         "load_at_the_end": Path("/proc/loadavg").read_text().split()[0],
         "features": args.features, "words": args.words, "width": args.width, "score": DEFAULT,
-        "seconds": round(seconds, 1), "extra_megabytes": round(extra / 1e6),
+        "explain": rounded(whole),
         "lookup_milliseconds": lookup, "file_megabytes": size,
         "part": args.part, "agreed_on_part": agreed,
-        "ours_on_part": {"seconds": round(part_seconds, 2), "extra_megabytes": round(part_extra / 1e6)},
-        "dense_on_part": {"seconds": round(dense_seconds, 2), "extra_megabytes": round(dense_extra / 1e6)},
-        "dense_extrapolated": {
-            "seconds": round(dense_seconds * scale, 1), "extra_megabytes": round(dense_extra * scale / 1e6),
-        },
+        "explain_part": rounded(ours_on_part), "dense_part": rounded(dense_on_part),
+        "dense_extrapolated": rounded(dense_on_part, args.features / args.part),
     }  # fmt: skip
     print(json.dumps(row, indent=1))
     if args.json:
