@@ -52,11 +52,19 @@ class Control:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What controls are made of: features by how they were chosen, and the difference of means [D]."""
+    """What controls are made of.
+
+    Attributes:
+        features: by how they were chosen.
+        direction: [D], the difference of means.
+        evidence: of each choice of features, their mean activation at the last token of harmful and of harmless
+            prompts, and the cosine of their mean decoder row with the direction.
+    """
 
     sae: SAE
     features: dict[str, list[int]]
     direction: Tensor
+    evidence: dict[str, dict[str, float]]
 
     def control(self, method: str, strength: float) -> Control:
         """Raises ValueError for a method that is none of METHODS, or whose features are none."""
@@ -99,7 +107,18 @@ def fit(
     order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(0)).tolist()
     drawn = [rest[place] for place in order[: len(explained)]]
     features = {"explained": list(explained), "contrast": contrast, "random": drawn}
-    return Fitted(sae, features, states[0].mean(0) - states[1].mean(0))
+    direction = states[0].mean(0) - states[1].mean(0)
+    evidence = {which: _evidence(sae, some, means, direction) for which, some in features.items()}
+    return Fitted(sae, features, direction, evidence)
+
+
+def _evidence(sae: SAE, features: Sequence[int], means: Sequence[Tensor], direction: Tensor) -> dict[str, float]:
+    row = sae.whole_decoder()[0][list(features)].mean(0)
+    return {
+        "harmful": round(float(means[0][list(features)].mean()), 4),
+        "harmless": round(float(means[1][list(features)].mean()), 4),
+        "cosine": round(float(torch.cosine_similarity(row, direction, dim=0)), 4),
+    }
 
 
 @torch.no_grad()

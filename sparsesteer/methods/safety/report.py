@@ -36,7 +36,8 @@ def write_report(study: Path, folder: Path, hand_labels: Path | None = None, com
     }
     if hand_labels is not None:
         outcomes = {answer_id(row): outcome(row["answer"]) for row in rows}
-        found["rules"] = agreement(read_document(hand_labels)["labels"], outcomes)
+        by_hand = read_document(hand_labels)
+        found["rules"] = agreement(by_hand["labels"], outcomes) | {"about": by_hand.get("about", "")}
     trade_off(found["rows"], folder / "trade_off.svg")
     bars(found["rows"], folder / "outcomes.svg")
     write_whole(folder / "report.json", (json.dumps(found, indent=1) + "\n").encode())
@@ -69,6 +70,15 @@ def markdown(found: Mapping[str, Any]) -> str:
         ),
         "![Outcomes](outcomes.svg)",
     ]  # fmt: skip
+    parts += [
+        "## What the features know of harm",
+        "Mean activation at the last token of harmful and of harmless prompts that were not asked, and the cosine of "
+        "the features' mean decoder row with the difference of means.",
+        _rows(
+            ("features", "harmful", "harmless", "cosine"),
+            ((which, *(f"{value:.2f}" for value in known.values())) for which, known in found["evidence"].items()),
+        ),
+    ]
     if found["left_out"]:
         parts.append(f"Not asked: {', '.join(found['left_out'])}.")
     if "rules" in found:
@@ -84,8 +94,10 @@ def _rules(rules: Mapping[str, Any]) -> str:
              for hand in OUTCOMES]  # fmt: skip
     lines.append(("precision", *(_share(rules["precision"][rule]) for rule in OUTCOMES), ""))
     return (
-        f"{rules['n']} answers, drawn from all controls and both kinds of prompts, were labelled by hand. The rules "
-        f"agree on {rules['agreed']:.0%} of them (kappa {rules['kappa']:.2f}).\n\n" + _rows(head, lines)
+        f"{rules['n']} answers were labelled by hand. The rules agree on {rules['agreed']:.0%} of them (kappa "
+        f"{rules['kappa']:.2f}). {rules['about']}".rstrip()
+        + "\n\n"
+        + _rows(head, lines)
     )
 
 

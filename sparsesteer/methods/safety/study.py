@@ -87,6 +87,7 @@ class Study:
             **about,
             "protocol": asdict(protocol),
             "features": fitted.features,
+            "evidence": fitted.evidence,
             "direction_norm": round(float(fitted.direction.norm()), 4),
             "sae_digest": sae.digest,
             "prompts": {kind: digest("\n".join(prompts)) for kind, prompts in asked.items()},
