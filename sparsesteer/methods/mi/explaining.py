@@ -125,18 +125,24 @@ def vector_tiles(
 ) -> VectorTiles:
     """The vectors of all features behind the norm, some at a time."""
 
+    matrix = sae.W_enc if vectors == "encoder" else sae.W_dec
+    name = "W_enc" if vectors == "encoder" else "W_dec"
+
     def tiles() -> Iterator[Tensor]:
         for features in torch.arange(sae.d_sae).split(tile):
-            if vectors == "encoder":
-                rows = weights.columns(sae.W_enc, features)
-            else:
-                rows = weights.rows(sae.W_dec, features)
-            weights.check_finite_rows(
-                f"W_{vectors[:3]}", sae.W_enc if vectors == "encoder" else sae.W_dec, rows, features
-            )
+            rows = _rows(matrix, features, across=vectors == "encoder")
+            weights.check_finite_rows(name, matrix, rows, features)
             yield final_norm(weights.at_least_fp32(rows).to(device))
 
     return tiles
+
+
+def _rows(matrix: weights.Matrix, features: Tensor, across: bool) -> Tensor:
+    """Of neighbouring features [f, D]. A tensor is cut, not indexed: indexing would copy all of a transposed one."""
+    if not isinstance(matrix, Tensor):
+        return matrix.columns(features) if across else matrix.rows(features)
+    part = slice(int(features[0]), int(features[-1]) + 1)
+    return matrix[:, part].T.contiguous() if across else matrix[part]
 
 
 def best_words(
