@@ -24,7 +24,7 @@ from sparsesteer.methods.mi.scores import DEFAULT, SCORES
 
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PLANTED = 3  # words of a feature
-WARM = 10.0  # the temperature at which SmolLM2's scores, of a standard deviation of 18, do not saturate a softmax
+WARM = 10.0  # a temperature at which SmolLM2's scores saturate a softmax less
 CONTEXTS, LENGTH, TOP_CONTEXTS = 20_000, 12, 10
 
 
