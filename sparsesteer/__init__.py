@@ -1,49 +1,29 @@
-"""Steer language models through their sparse autoencoders, touching only the features that change."""
+"""Steer language models through their sparse autoencoders, touching only the features that change.
 
-from sparsesteer import ops
-from sparsesteer.activations import Gated, Identity, JumpReLU, ReLU, Slots, TopK
-from sparsesteer.bank import Bank
-from sparsesteer.edits import Edit
-from sparsesteer.explanations import Explanations
-from sparsesteer.hooks import steer
-from sparsesteer.methods.information import mutual_information
-from sparsesteer.methods.spare import SPARE
-from sparsesteer.model.chat_templates import template_tokens
-from sparsesteer.neuronpedia import NeuronpediaFeature
-from sparsesteer.ops import SparseCodes
-from sparsesteer.plans import SteeringPlan
-from sparsesteer.plans.control_vectors import save_gguf
-from sparsesteer.recording import Recording, record
-from sparsesteer.sae import SAE
-from sparsesteer.site import Site
-from sparsesteer.specs import SaeReference, Spec, load_spec
+Nothing is loaded before a name is asked for: looking up what a feature means needs no torch.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsesteer._public import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "SAE",
-    "SPARE",
-    "Bank",
-    "Edit",
-    "Explanations",
-    "Gated",
-    "Identity",
-    "JumpReLU",
-    "NeuronpediaFeature",
-    "ReLU",
-    "Recording",
-    "SaeReference",
-    "Site",
-    "Slots",
-    "SparseCodes",
-    "Spec",
-    "SteeringPlan",
-    "TopK",
-    "load_spec",
-    "mutual_information",
-    "ops",
-    "record",
-    "save_gguf",
-    "steer",
-    "template_tokens",
-]
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("__") and find_spec(f"{__name__}.{name}") is not None:
+        return import_module(f"{__name__}.{name}")
+    if name.startswith("_") and name != "__all__":  # of what is not built: the public names need it to be absent
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    public = import_module(f"{__name__}._public")
+    if name != "__all__" and name not in public.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = getattr(public, name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *import_module(f"{__name__}._public").__all__})

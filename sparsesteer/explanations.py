@@ -1,10 +1,9 @@
 """Words that explain the features of an SAE: one small file beside the weights, read by feature and by word."""
 
-import difflib
 import functools
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,11 @@ import torch
 from torch import Tensor
 
 from sparsesteer.files import DescribedTensors
+from sparsesteer.word_index import DESCRIBED_BY, FILE_NAME, Match, Notes, ScoredWord, WordIndex
 
-FILE_NAME = "explanations.safetensors"
-_FILE = DescribedTensors("sparsesteer.explanations", "a file of explanations", "Explanations.save(path)", version=1)
-_SHOWN = 8
+__all__ = ["FILE_NAME", "Explanations", "Match", "ScoredWord", "load_for"]
 
-
-@dataclass(frozen=True)
-class ScoredWord:
-    """A word of a feature's explanation; a larger score is stronger, in the method's own units."""
-
-    word: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Match:
-    """A feature whose explanation has all the words that were looked for; ``score`` is the sum of theirs."""
-
-    feature: int
-    score: float
-    words: tuple[ScoredWord, ...]  # the whole explanation, best first
-
-    def __str__(self) -> str:
-        return f"{self.feature} ({', '.join(scored.word for scored in self.words)})"
+_FILE = DescribedTensors(DESCRIBED_BY, "a file of explanations", "Explanations.save(path)", version=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +34,8 @@ class Explanations:
     model: str | None = None
     about: str = ""  # what the scores are and how far to trust them
     details: dict[str, Any] = field(default_factory=dict)  # whatever else the method records, as JSON
+    density: Tensor | None = None  # fp32 [F], share of a corpus' tokens at which a feature is active
+    notes: Notes | None = None  # for each feature a mapping: its label, summary, contexts
 
     def __post_init__(self) -> None:
         """Raises ValueError for parts that disagree."""
@@ -74,6 +56,9 @@ class Explanations:
                 raise ValueError(f"Explanations: {name} should be text, got {getattr(self, name)!r}")
         if count and not 0 <= int(self.words.min()) <= int(self.words.max()) < len(self.vocabulary):
             raise ValueError(f"Explanations: a word is outside the vocabulary of {len(self.vocabulary)}")
+        for name, part in (("density", self.density), ("notes", self.notes)):
+            if part is not None and len(part) != len(self):
+                raise ValueError(f"Explanations: {name} should be of {len(self)} features, got {len(part)}")
 
     @classmethod
     def of(
@@ -122,11 +107,7 @@ class Explanations:
 
     def __getitem__(self, feature: int) -> tuple[ScoredWord, ...]:
         """The words of one feature, best first. Raises IndexError for a feature that is not there."""
-        if not 0 <= feature < len(self):
-            raise IndexError(f"feature {feature} is out of range, there are explanations of 0 to {len(self) - 1}")
-        first, last = self.starts[feature : feature + 2].tolist()
-        pairs = zip(self.words[first:last].tolist(), self.scores[first:last].tolist(), strict=True)
-        return tuple(ScoredWord(self.vocabulary[word], score) for word, score in pairs)
+        return self.index[feature]
 
     def search(self, text: str) -> list[Match]:
         """The features whose explanation has every word of a text, upper or lower case, strongest first.
@@ -134,15 +115,7 @@ class Explanations:
         Raises:
             ValueError: a text without words.
         """
-        wanted = text.casefold().split()
-        if not wanted:
-            raise ValueError("no word to look for")
-        common: dict[int, float] | None = None
-        for word in wanted:
-            found = self._features_with(word)
-            common = found if common is None else {f: common[f] + s for f, s in found.items() if f in common}
-        ranked = sorted((common or {}).items(), key=lambda pair: (-pair[1], pair[0]))
-        return [Match(feature, score, self[feature]) for feature, score in ranked]
+        return self.index.search(text)
 
     def feature(self, text: str) -> int:
         """The one feature whose explanation has every word of a text.
@@ -150,49 +123,43 @@ class Explanations:
         Raises:
             ValueError: none, or several, which are listed.
         """
-        found = self.search(text)
-        if len(found) == 1:
-            return found[0].feature
-        if found:
-            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            raise ValueError(
-                f"{text!r} stands in the explanations of {len(found)} features; name one by its number, or add a word "
-                f"of it: {'; '.join(map(str, found[:_SHOWN]))}{more}"
-            )
-        close = difflib.get_close_matches(text.casefold(), self._index, n=4)
-        raise ValueError(
-            f"{text!r} stands in no feature's explanation" + (f"; close to it: {', '.join(close)}" if close else "")
-        )
+        return self.index.feature(text)
 
-    def _features_with(self, word: str) -> dict[int, float]:
-        """feature -> score, of the features whose explanation has a word, given in lower case."""
-        places = torch.tensor(self._index.get(word, []), dtype=torch.int64)
-        at = torch.isin(self.words, places).nonzero().flatten()
-        features = torch.searchsorted(self.starts, at, right=True) - 1
-        best: dict[int, float] = {}
-        for feature, score in zip(features.tolist(), self.scores[at].tolist(), strict=True):
-            best[feature] = max(score, best.get(feature, score))
-        return best
+    def note(self, feature: int) -> dict[str, Any]:
+        """What else is known of a feature: label, summary, contexts. Nothing where nothing is."""
+        return {} if self.notes is None else self.notes[feature]
+
+    def with_notes(self, notes: Sequence[Mapping[str, Any]], density: Tensor | None = None) -> "Explanations":
+        """The same with one mapping for each feature added to what is noted of it, and densities [F] if given.
+
+        Raises:
+            ValueError: another number of features.
+        """
+        if len(notes) != len(self):
+            raise ValueError(f"Explanations: notes should be of {len(self)} features, got {len(notes)}")
+        joined = Notes.of(self.note(feature) | dict(note) for feature, note in enumerate(notes))
+        known = self.density if density is None else density.float().cpu()
+        return replace(self, notes=joined, density=known)
 
     @functools.cached_property
-    def _index(self) -> dict[str, list[int]]:
-        """Lower-case word -> its places in the vocabulary; an entry of several words stands under each."""
-        index: dict[str, list[int]] = {}
-        for place, entry in enumerate(self.vocabulary):
-            for word in set(entry.casefold().split()):
-                index.setdefault(word, []).append(place)
-        return index
+    def index(self) -> WordIndex:
+        """What looks features and words up."""
+        words, starts = self.words.int().numpy().tobytes(), self.starts.tolist()
+        return WordIndex(self.vocabulary, words, self.scores.tolist(), starts)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write one safetensors file, what made it in the header; returns the path."""
         tensors = {
-            "vocabulary": torch.frombuffer(bytearray("\n".join(self.vocabulary).encode()), dtype=torch.uint8)
-            if self.vocabulary
-            else torch.zeros(0, dtype=torch.uint8),
+            "vocabulary": _bytes("\n".join(self.vocabulary).encode()),
             "words": self.words.int(),
             "scores": self.scores,
             "starts": self.starts.int(),
         }
+        if self.density is not None:
+            tensors["density"] = self.density
+        if self.notes is not None:
+            tensors["notes"] = _bytes(bytes(self.notes.data))
+            tensors["note_starts"] = torch.tensor(self.notes.starts, dtype=torch.int64)
         description = {
             "method": self.method,
             "method_version": self.method_version,
@@ -210,9 +177,16 @@ class Explanations:
             joined = bytes(tensors["vocabulary"].numpy()).decode()
             vocabulary = tuple(joined.split("\n")) if joined else ()
             words, starts = tensors["words"].long(), tensors["starts"].long()
-            return cls(vocabulary, words, tensors["scores"].float(), starts, **description)
+            more: dict[str, Any] = {"density": tensors.get("density")}
+            if "notes" in tensors:
+                more["notes"] = Notes(bytes(tensors["notes"].numpy()), tensors["note_starts"].tolist())
+            return cls(vocabulary, words, tensors["scores"].float(), starts, **description, **more)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold complete explanations: {error!r}") from error
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.zeros(0, dtype=torch.uint8)
 
 
 def load_for(path: Path, n_features: int) -> Explanations:

@@ -1,8 +1,7 @@
-"""Files that are written whole or not at all, and what those of tensors have in common."""
+"""What files of tensors of ours have in common."""
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sparsesteer.storage import parse_json
-
-
-def write_whole(path: str | os.PathLike, data: bytes) -> Path:
-    """Write a file beside its place and move it there, so that a reader never sees half of it; returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a folder, because a file made by tempfile would keep permissions of its own
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    return path
+from sparsesteer.plain_json import parse_json
+from sparsesteer.writing import write_whole
 
 
 @dataclass(frozen=True)

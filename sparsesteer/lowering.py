@@ -1,5 +1,7 @@
 """From an SAE's weights to the rows that kernels read: folding, and the tables of an edit."""
 
+import math
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +27,9 @@ NORMALIZATIONS = {
 _BAND_ROWS = 4096
 
 
-def lower(sae: "SAE", edit: Edit, activation: "Activation", reconstruct: bool, preserve_norm: bool) -> SteeringPlan:
+def lower(
+    sae: "SAE", edit: Edit, activation: "Activation", reconstruct: bool, preserve_norm: bool, gap: float | None = None
+) -> SteeringPlan:
     """The plan of an edit; of the SAE's matrices only the edited features' columns and rows are read."""
     changes = sorted(resolved(edit, sae).changes, key=lambda change: change.feature)
     constant = [change for change in changes if change.is_constant()]
@@ -39,6 +43,9 @@ def lower(sae: "SAE", edit: Edit, activation: "Activation", reconstruct: bool, p
     input_norm, scale_rule = NORMALIZATIONS[sae.normalize]
     if sae.transcoder:
         scale_rule = OutputScale.ONE  # the scale of what is read is none of what is written
+    if gap is not None:
+        _check_gap(sae, gap, constant, reconstruct)
+        scale_rule = OutputScale.GAP_FILL
     k = activation.k if isinstance(activation, TopK) else 0
     return SteeringPlan(
         encoder=encoder,
@@ -49,6 +56,7 @@ def lower(sae: "SAE", edit: Edit, activation: "Activation", reconstruct: bool, p
         delta_bias=_constant_part(sae, constant),
         input_norm=input_norm,
         scale_rule=scale_rule,
+        gap=0.0 if gap is None else float(gap),
         preserve_norm=preserve_norm,
         k=k,
         reconstruct=reconstruct,
@@ -56,6 +64,17 @@ def lower(sae: "SAE", edit: Edit, activation: "Activation", reconstruct: bool, p
         sae_digest=sae.digest,
         sae=sae if reconstruct or (k and encoded) else None,
     )
+
+
+def _check_gap(sae: "SAE", gap: float, constant: list[FeatureEdit], reconstruct: bool) -> None:
+    """Raises ValueError where r is taken already, or what it would share out is not a sum over encoded features."""
+    if isinstance(gap, bool) or not isinstance(gap, Real) or not math.isfinite(gap):
+        raise ValueError(f"SAE.plan: gap should be a finite number, got {gap!r}")
+    if sae.normalize != "none" and not sae.transcoder:
+        raise ValueError(f"SAE.plan: gap needs the one scale that undoing normalize={sae.normalize!r} takes already")
+    if constant or reconstruct:
+        what = "reconstruct" if reconstruct else f"the constant edit of feature {constant[0].feature}"
+        raise ValueError(f"SAE.plan: gap is shared out among encoded features; {what} does not go with it")
 
 
 def fold_encoder(sae: "SAE", rows: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:

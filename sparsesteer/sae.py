@@ -232,6 +232,7 @@ class SAE:
         activation: Activation | None = None,
         reconstruct: bool = False,
         preserve_norm: bool = False,
+        gap: float | None = None,
     ) -> SteeringPlan:
         """Lower an edit to the tables that ``ops.steer`` reads.
 
@@ -239,19 +240,20 @@ class SAE:
             activation: use another activation than the SAE's own, e.g. ``ReLU()`` without TopK's mask.
             reconstruct: replace the tensor by its edited reconstruction, dropping the SAE's error.
             preserve_norm: give every edited token the length it had.
+            gap: the edit is scaled by r = gap / sum_j d_j, and by 0 where that sum is (gap-fill, arXiv 2502.15576).
 
         Raises:
             ValueError: a feature that the SAE does not have or a name of several, a value relative to a maximum that
-                is not known, NaN or infinite weights in an edited row.
+                is not known, NaN or infinite weights in an edited row; a gap beside normalised input or constant edits.
         """
         if not isinstance(edit, Edit):
             raise TypeError(f"SAE.plan takes an Edit, got {type(edit).__name__}; write Edit.set({{feature: value}})")
         if activation is None:
-            return lower(self, edit, self.activation, reconstruct, preserve_norm)
+            return lower(self, edit, self.activation, reconstruct, preserve_norm, gap)
         if reconstruct:
-            return self.with_activation(activation).plan(edit, reconstruct=True, preserve_norm=preserve_norm)
+            return self.with_activation(activation).plan(edit, reconstruct=True, preserve_norm=preserve_norm, gap=gap)
         check_activation(activation, self.d_sae)
-        return lower(self, edit, activation.to(self.device), reconstruct, preserve_norm)
+        return lower(self, edit, activation.to(self.device), reconstruct, preserve_norm, gap)
 
     @property
     def digest(self) -> str:

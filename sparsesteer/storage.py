@@ -1,6 +1,5 @@
 """Tensors of files read in part: a few rows or columns of a matrix without the rest in memory; safetensors files."""
 
-import json
 import math
 import os
 import struct
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from sparsesteer.plain_json import parse_json
 
 BAND_BYTES = 16 << 20
 _MAX_HEADER = 100 << 20
@@ -163,24 +164,6 @@ def open_safetensors(path: str | os.PathLike) -> dict[str, StoredTensor]:
     tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
     _check_layout(path, tensors, 8 + length, size)
     return tensors
-
-
-def parse_json(text: str | bytes, where: str) -> dict:
-    """A JSON object whose names are all different. Raises ValueError for anything else."""
-    try:
-        parsed = json.loads(text, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not readable as JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise ValueError(f"{where} should be a JSON object, got {type(parsed).__name__}")
-    return parsed
-
-
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
-    names = dict(pairs)
-    if len(names) != len(pairs):
-        raise ValueError("a name stands in it twice")
-    return names
 
 
 def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTensor:

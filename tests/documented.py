@@ -23,6 +23,7 @@ _TITLE = re.compile(r'title="([^"]+)"')
 # Commands that are not run here, and why; all else about them is checked: options, targets, extras, files, modules.
 NOT_RUN = {
     "sparsesteer bench": "takes minutes; tests/test_benchmarks.py runs it on small shapes",
+    "sparsesteer mi": "takes minutes; tests/test_mi_cli.py runs it on a tiny model",
     "sparsesteer spare": "takes an hour; tests/test_spare_study.py runs it on a tiny model",
     "sparsesteer serve": "needs vLLM; tests/test_vllm_server.py starts it",
     "make": "is what runs these tests, and takes minutes",
@@ -128,7 +129,7 @@ def _parse(arguments: list[str]) -> None:
     command = typer.main.get_command(app)
     while hasattr(command, "commands"):
         name, *arguments = arguments
-        command = command.commands[name]
+        command = command.get_command(None, name)
     command.make_context(name, arguments)
 
 

@@ -1,9 +1,10 @@
-"""``sparsesteer features``: which features are active where in a text, or have a word in their explanation."""
+"""``sparsesteer features``: what is active in a text, and what is known of a feature; the latter without torch."""
 
-from dataclasses import asdict, dataclass
-from typing import Annotated
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -16,33 +17,26 @@ from sparsesteer.cli.border import (
     ModelOption,
     RawOption,
     SaeOption,
-    loading,
     one_line_errors,
     print_json,
 )
-from sparsesteer.cli.models import DEMO, SMOLLM2, load_model, load_sae
-from sparsesteer.generation import encode_prompt, hidden_states_at
-from sparsesteer.logit_lens import promoted_tokens, words_of, written_words
-from sparsesteer.sae import SAE
+from sparsesteer.cli.explained import Explained
+from sparsesteer.cli.models import DEMO, SMOLLM2
 
-N_PROMOTED = 6
-_COLORS = ((0.75, "bold white on red"), (0.4, "black on yellow"), (0.15, "green"), (0.0, "dim"))  # from this share on
-
-
-@dataclass(frozen=True)
-class FeatureColumn:
-    """One feature in a text."""
-
-    feature: int
-    maximum: float
-    promotes: list[str]
-    activations: list[float]  # one per token
+_BARS = "▁▂▃▄▅▆▇█"
+_BINS = 32
 
 
 @one_line_errors
 def features(
-    text: Annotated[str | None, typer.Argument(help="The text to read.", show_default=False)] = None,
+    text: Annotated[
+        str | None, typer.Argument(help="The text to read; or a feature's number.", show_default=False)
+    ] = None,
     search: Annotated[str | None, typer.Option(help="Words that a feature's explanation should have.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to browse all explained features.")] = None,
+    explanations: Annotated[
+        Path | None, typer.Option(help="File of explanations.", show_default="the one beside the SAE")
+    ] = None,
     model: ModelOption = SMOLLM2,
     sae: SaeOption = DEMO,
     layer: LayerOption = None,
@@ -57,7 +51,9 @@ def features(
     The first token (an attention sink) and special tokens are left out. Below the table: the words that each
     feature promotes most (its decoder row through the final norm and the unembedding).
 
-    With --search, list the features whose explanation has all the words, strongest first; no model is loaded.
+    A number shows what is known of that feature: its words, label, density, and the contexts that activate it most.
+    With --search, list the features whose explanation has all the words, strongest first. With --html, write a page
+    of all features. For these three no model is loaded.
 
     Examples:
 
@@ -66,84 +62,91 @@ def features(
         sparsesteer features --raw --top 12 --json "The ship left the harbour at night."
 
         sparsesteer features --search elephants
+
+        sparsesteer features 2116
     """
-    if (text is None) == (search is None):
-        raise typer.BadParameter("give a text to read, or --search, one of them")
+    if sum(given is not None for given in (text, search, html)) != 1:
+        raise typer.BadParameter("give a text to read, a feature's number, --search, or --html, one of them")
     if search is not None:
-        print_matches(load_sae(sae, model), search, top, as_json)
-        return
-    with loading(f"{sae} SAE and {model}"):
-        autoencoder = load_sae(sae, model)
-        network, tokenizer = load_model(model)
-    ids = encode_prompt(tokenizer, text or "", raw=raw, device=network.device)
-    kept = [i for i, token in enumerate(ids[0].tolist()) if i > 0 and token not in tokenizer.all_special_ids]
-    if not kept:
-        raise ValueError("the text has no tokens but its first and special ones, which are left out; give a longer one")
-    with torch.no_grad(), hidden_states_at(network, autoencoder.site if layer is None else layer) as caught:
-        network(ids, use_cache=False)
-    codes = autoencoder.encode(caught[0][0, kept].float().cpu())
-    chosen, maxima = strongest(autoencoder, codes, top)
-    directions = autoencoder.whole_decoder()[0][chosen]
-    among = written_words(network, tokenizer)
-    promoted = promoted_tokens(network, directions.to(network.device), min(N_PROMOTED, len(among)), among)
-    columns = [
-        FeatureColumn(feature, maximum, words_of(tokenizer, row), codes[:, feature].tolist())
-        for feature, maximum, row in zip(chosen.tolist(), maxima.tolist(), promoted, strict=True)
-    ]
-    tokens = tokenizer.batch_decode([[token] for token in ids[0, kept].tolist()])
-    if as_json:
-        print_json({"model": model, "sae": sae, "tokens": tokens, "features": [asdict(c) for c in columns]})
-        return
-    console = Console()
-    console.print(_table(tokens, columns, known_maxima=autoencoder.feature_maximum is not None))
-    for column in columns:
-        console.print(Text(f"{column.feature:>7} promotes  {'  '.join(column.promotes)}"))
+        print_matches(Explained.of(sae, model, explanations), search, top, as_json)
+    elif html is not None:
+        print(Explained.of(sae, model, explanations).write_page(html))
+    elif text is not None and text.strip().isdecimal():
+        print_feature(Explained.of(sae, model, explanations), int(text), as_json)
+    else:
+        from sparsesteer.cli.active_features import print_active
+
+        print_active(text or "", model, sae, layer, top, raw, as_json)
 
 
-def print_matches(sae: SAE, words: str, top: int, as_json: bool) -> None:
+def print_matches(known: Explained, words: str, top: int, as_json: bool) -> None:
     """The features whose explanation has all the words, at most ``top``."""
-    if sae.explanations is None:
-        raise ValueError("--search: this SAE has no explanations; a folder has them in explanations.safetensors")
-    matches = sae.explanations.search(words)
+    matches = known.words.search(words)
     if as_json:
-        print_json(
-            {"method": sae.explanations.method, "found": len(matches), "features": [asdict(m) for m in matches[:top]]}
-        )
+        print_json({"method": known.method, "found": len(matches), "features": [asdict(m) for m in matches[:top]]})
         return
-    table = Table(title=f"{len(matches)} features whose explanation ({sae.explanations.method}) has {words!r}")
+    table = Table(title=f"{len(matches)} features whose explanation ({known.method}) has {words!r}")
     for heading in ("feature", "score", "maximum"):
         table.add_column(heading, justify="right")
     table.add_column("words")
     for match in matches[:top]:
-        maximum = "" if sae.feature_maximum is None else f"{float(sae.feature_maximum[match.feature]):.3g}"
+        maximum = known.maximum_of(match.feature)
         explanation = Text("  ".join(scored.word for scored in match.words))
-        table.add_row(str(match.feature), f"{match.score:.2f}", maximum, explanation)
+        table.add_row(
+            str(match.feature), f"{match.score:.2f}", "" if maximum is None else f"{maximum:.3g}", explanation
+        )
     Console().print(table)
 
 
-def strongest(sae: SAE, codes: torch.Tensor, top: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(features [<= top], their maxima): the active ones that come nearest their maximum in codes [T, F]."""
-    maxima = codes.amax(0) if sae.feature_maximum is None else sae.feature_maximum.to(codes)
-    strength = codes.amax(0)
-    if sae.feature_maximum is not None:
-        strength = strength / maxima.clamp_min(torch.finfo(maxima.dtype).tiny)
-    order = strength.argsort(descending=True, stable=True)[:top]
-    order = order[codes.amax(0)[order] > 0]
-    return order, maxima[order]
+def print_feature(known: Explained, feature: int, as_json: bool) -> None:
+    """All that is known of one feature."""
+    if feature >= len(known.words):
+        raise ValueError(f"feature {feature} is out of range, this SAE has 0 to {len(known.words) - 1}")
+    facts = known.facts(feature)
+    if as_json:
+        print_json(facts)
+        return
+    console = Console()
+    console.print(Text(f"feature {feature}", style="bold"), Text(known.method, style="dim"))
+    for name in ("label", "summary", "verdict"):
+        if facts.get(name):
+            console.print(Text(f"{name}: {facts[name]}"))
+    console.print(Text("  ".join(f"{w['word']} {w['score']:.2f}" for w in facts["words"]) or "no words"))
+    if facts["density"] is not None:
+        console.print(Text(density_line(known.densities, facts["density"])))
+    if facts["maximum"] is not None:
+        console.print(Text(f"maximum {facts['maximum']:.3g}"))
+    for context in facts["contexts"]:
+        console.print(_context(context))
 
 
-def _table(tokens: list[str], columns: list[FeatureColumn], known_maxima: bool) -> Table:
-    table = Table(title=f"% of the maximum {'over the SAE corpus' if known_maxima else 'in this text'}")
-    table.add_column("token")
-    for column in columns:
-        table.add_column(str(column.feature), justify="right")
-    for i, token in enumerate(tokens):
-        table.add_row(Text(repr(token)[1:-1]), *(_cell(column.activations[i] / column.maximum) for column in columns))
-    return table
+def density_line(densities: Any, density: float) -> str:
+    """Where a feature's density stands among all, as a histogram of their logarithms."""
+    logs = [math.log10(each) for each in densities if each > 0]
+    if not logs or density <= 0:
+        return f"active at {density:.3%} of the tokens"
+    low, high = min(logs), max(logs)
+    counts = [0] * _BINS
+    for value in logs:
+        counts[_bin(value, low, high)] += 1
+    tallest = max(counts)
+    bars = [_BARS[round((len(_BARS) - 1) * count / tallest)] if count else " " for count in counts]
+    marked = "".join(bars), " " * _bin(math.log10(density), low, high) + "^"
+    return f"active at {density:.3%} of the tokens; densities of all, {10**low:.1e} to {10**high:.1e}:\n" + "\n".join(
+        marked
+    )
 
 
-def _cell(share: float) -> Text:
-    if share <= 0:
-        return Text("")
-    style = next(style for bound, style in _COLORS if share >= bound)
-    return Text(f"{share:.0%}", style=style)
+def _bin(value: float, low: float, high: float) -> int:
+    return min(_BINS - 1, int(_BINS * (value - low) / (high - low))) if high > low else 0
+
+
+def _context(context: dict) -> Text:
+    """Its tokens, the more active the stronger."""
+    highest = max(context["activations"], default=0) or 1
+    line = Text(f"{highest:>7.3g}  ")
+    for token, activation in zip(context["tokens"], context["activations"], strict=True):
+        share = activation / highest
+        style = "bold white on red" if share >= 0.75 else "black on yellow" if share >= 0.3 else ""
+        line.append(token.replace("\n", "\\n"), style=style)
+    return line

@@ -4,13 +4,13 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 import sparsesteer
-from sparsesteer.sae import SAE
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sparsesteer.sae import SAE
 
 SMOLLM2 = "smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -52,11 +52,14 @@ def _load_gguf(file: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"
         raise ImportError(f"a GGUF model needs: pip install {' '.join(absent)}")
     if not file.is_file():
         raise FileNotFoundError(f"--model: no such file: {file}")
+    import torch
+
     # transformers dequantises GGUF weights; fp32 holds them without a second rounding
     return _load({"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}, dtype=torch.float32)
 
 
-def _load(source: dict[str, str], dtype: torch.dtype | str) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+def _load(source: dict[str, str], dtype: "torch.dtype | str") -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(**source)
@@ -64,13 +67,15 @@ def _load(source: dict[str, str], dtype: torch.dtype | str) -> tuple["PreTrained
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
-def load_sae(name: str, model_name: str) -> SAE:
+def load_sae(name: str, model_name: str) -> "SAE":
     """An SAE from a folder or file, from "release:sae_id", or "demo": the one this package carries for smollm2.
 
     Raises:
         FileNotFoundError: no such folder or file.
         ValueError: not an SAE, or the demonstration SAE with another model.
     """
+    from sparsesteer.sae import SAE
+
     if name == DEMO:
         return SAE.load_from_disk(demo_sae_folder(model_name))
     if ":" in name and not Path(name).exists():

@@ -30,6 +30,15 @@ class BankReader(nn.Module):
 
     def forward(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         """hidden [N, D], steered; the stream that is read is hidden + residual."""
+        if residual is None or not self.preserve_norm:
+            return self._steered(hidden, residual)
+        # it is the stream whose length is kept, not that of the part which is written
+        stream = hidden + residual
+        steered = self._steered(stream, None)
+        touched = (steered != stream).any(-1, keepdim=True)
+        return torch.where(touched, steered - residual, hidden)
+
+    def _steered(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         n = hidden.shape[0]
         return torch.ops.sparsesteer.steer_slots(
             hidden, hidden, residual, self.token_slot[:n], self.slots, self.encoder, self.decoder, self.entry_row,

@@ -1,0 +1,1 @@
+"""How a defence trades off: attacks that succeed against requests that are served."""
