@@ -6,6 +6,7 @@ from sparsesteer.bank import Bank
 from sparsesteer.edits import Edit
 from sparsesteer.explanations import Explanations
 from sparsesteer.hooks import steer
+from sparsesteer.methods.alignsae import AlignSAE
 from sparsesteer.methods.information import mutual_information
 from sparsesteer.methods.spare import SPARE
 from sparsesteer.model.chat_templates import template_tokens
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "SAE",
     "SPARE",
+    "AlignSAE",
     "Bank",
     "Edit",
     "Explanations",

@@ -1,5 +1,6 @@
 """A model answers prompts greedily, many at a time, and shows its states at their last tokens."""
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -95,8 +96,6 @@ class Answerer:
 
     def _positions(self, mask: Tensor) -> dict[str, Tensor]:
         """Positions that padding does not count in, where the model takes them; ``generate`` makes its own."""
-        import inspect
-
         if "position_ids" not in inspect.signature(self.model.forward).parameters:
             return {}
         return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
