@@ -183,6 +183,7 @@ def test_released_injections_are_elsewhere(tiny, fitted, asked):
         ("embedding", model.get_input_embeddings(), lambda last: decoded),
         ("off_by_one", model.model.layers[SITE + 1], lambda last: last + decoded - h),
     ):
+
         def edit(_, args, output, new=new):
             if output.shape[1] == ids.shape[1]:
                 output = output.clone()

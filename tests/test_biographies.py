@@ -66,7 +66,9 @@ def test_questions_and_biographies(world):
     places = [text.index(person.facts[name]) for name in RELATIONS[:1]]
     assert places == sorted(places) and text.count(".") == 6
     asked = world.questions("unseen", "test")
-    assert len(asked) == 20 * 6 * 3 and {q.template for q in asked} == {"unseen"} and {q.split for q in asked} == {"test"}
+    assert (
+        len(asked) == 20 * 6 * 3 and {q.template for q in asked} == {"unseen"} and {q.split for q in asked} == {"test"}
+    )
     for question in asked:
         (about,) = [each for each in world.people if each.name == question.entity]
         assert question.prompt.startswith("Q: ") and question.prompt.endswith("\nA:") and about.name in question.prompt

@@ -9,8 +9,17 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
+from sparsesteer.cli.models import load_model
 from sparsesteer.datasets.biographies import Question
 from sparsesteer.methods.alignsae.answering import Answerer
 from sparsesteer.methods.alignsae.matching import strict_match
@@ -24,12 +33,12 @@ class Recipe:
     """The size of the model and how it is trained."""
 
     layers: int = 6
-    width: int = 192
-    heads: int = 6
+    width: int = 128
+    heads: int = 4
     vocabulary: int = 2048
-    steps: int = 3000
+    steps: int = 900
     batch: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     warm_up: int = 100
     weight_decay: float = 0.01
     statements: float = 0.25  # share of each batch; the rest are questions
@@ -54,7 +63,7 @@ def word_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizer
 class Documents:
     """Token ids of texts, each with the first place whose prediction counts."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[tuple[str, str]]) -> None:
         end = tokenizer.eos_token_id
         self.rows = []
         for prompt, told in texts:
@@ -92,22 +101,30 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 
 def train(
-    folder: Path, statements: Sequence[str], questions: Sequence[Question], recipe: Recipe, report_every: int = 250
-) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
-    """A model that has seen the statements whole, and of the questions the answers; read from the folder if it is there."""
+    folder: Path,
+    statements: Sequence[str],
+    answered: Sequence[tuple[str, str]],
+    recipe: Recipe,
+    base: str | None = None,
+    report_every: int = 100,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model of statements, learned whole, and of (prompt, answer), of which the answers; read if it is there.
+
+    Args:
+        base: of a model that is fine-tuned, as the command ``sparsesteer`` takes it; a new one by default.
+    """
     if (folder / "model.safetensors").exists():
         return load(folder)
     torch.manual_seed(recipe.seed)
-    tokenizer = word_tokenizer([*statements, *(f"{q.prompt} {q.answer}" for q in questions)], recipe.vocabulary)
+    if base is None:
+        texts = [*statements, *(prompt + answer for prompt, answer in answered)]
+        tokenizer = word_tokenizer(texts, recipe.vocabulary)
+        model = new_model(len(tokenizer), tokenizer.eos_token_id, recipe)
+    else:
+        model, tokenizer = load_model(base)
+        model.train()
     told = Documents(tokenizer, [("", text) for text in statements])
-    asked = Documents(tokenizer, [(q.prompt, f" {q.answer}") for q in questions])
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(tokenizer), n_positions=LONGEST, n_embd=recipe.width, n_layer=recipe.layers,
-            n_head=recipe.heads, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id,
-        )
-    )  # fmt: skip
+    asked = Documents(tokenizer, answered)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -137,20 +154,39 @@ def train(
     return model, tokenizer
 
 
-def load(folder: Path) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+def new_model(vocabulary: int, end: int, recipe: Recipe) -> GPT2LMHeadModel:
+    """A GPT-2 with weights of chance, without dropout."""
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=LONGEST,
+        n_embd=recipe.width,
+        n_layer=recipe.layers,
+        n_head=recipe.heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        activation_function="gelu_pytorch_tanh",  # the same function as GPT-2's, in one step
+        bos_token_id=end,
+        eos_token_id=end,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """What ``train`` wrote."""
-    return GPT2LMHeadModel.from_pretrained(folder).eval(), PreTrainedTokenizerFast.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def accuracy(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, questions: Sequence[Question], batch_size: int = 128
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], batch_size: int = 128
 ) -> float:
     """The share of questions that are answered exactly."""
     answers = Answerer(model, tokenizer).answers([q.prompt for q in questions], batch_size)
     return sum(strict_match(q.answer, a) for q, a in zip(questions, answers, strict=True)) / len(questions)
 
 
-def _loss(model: GPT2LMHeadModel, ids: Tensor, targets: Tensor) -> Tensor:
+def _loss(model: PreTrainedModel, ids: Tensor, targets: Tensor) -> Tensor:
+    ids, targets = ids.to(model.device), targets.to(model.device)
     counted = targets != -100
-    hidden = model.transformer(ids).last_hidden_state[counted]  # padding lies behind, where nothing looks
-    return nn.functional.cross_entropy(model.lm_head(hidden), targets[counted])
+    hidden = model.base_model(ids).last_hidden_state[counted]  # padding lies behind, where nothing looks
+    return nn.functional.cross_entropy(model.get_output_embeddings()(hidden), targets[counted])

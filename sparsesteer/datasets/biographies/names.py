@@ -7,13 +7,13 @@ FIRST = (
     "Nadia",
 )  # fmt: skip
 MIDDLE = (
-    "Arden", "Bay", "Cedar", "Dale", "Elm", "Fern", "Glen", "Heath", "Iris", "Jade", "Kestrel", "Lark", "Moss", "Nettle",
-    "Oak", "Pearl", "Quill", "Rowan", "Sage", "Thorn", "Umber", "Vale", "Wren", "Yarrow",
+    "Arden", "Bay", "Cedar", "Dale", "Elm", "Fern", "Glen", "Heath", "Iris", "Jade", "Kestrel", "Lark", "Moss",
+    "Nettle", "Oak", "Pearl", "Quill", "Rowan", "Sage", "Thorn", "Umber", "Vale", "Wren", "Yarrow",
 )  # fmt: skip
 LAST_STEMS = (
     "Ash", "Bram", "Cald", "Dun", "Eller", "Farn", "Garth", "Hol", "Inger", "Jar", "Kel", "Lang", "Mar", "Nor", "Oster",
-    "Pen", "Quar", "Raven", "Stan", "Tor", "Ulver", "Val", "Wether", "Yar", "Zel", "Brack", "Crom", "Drey", "Fal", "Hart",
-    "Lind", "Med", "Pol", "Rush", "Sel", "Thack", "Wal", "Win", "Black", "Grim",
+    "Pen", "Quar", "Raven", "Stan", "Tor", "Ulver", "Val", "Wether", "Yar", "Zel", "Brack", "Crom", "Drey", "Fal",
+    "Hart", "Lind", "Med", "Pol", "Rush", "Sel", "Thack", "Wal", "Win", "Black", "Grim",
 )  # fmt: skip
 LAST_ENDS = (
     "bourne", "bury", "combe", "dale", "fell", "field", "ford", "gate", "ham", "hurst", "ley", "low", "mere", "mont",

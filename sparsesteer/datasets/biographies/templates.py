@@ -152,7 +152,7 @@ _WORD = re.compile(r"\{\w+\}|\w+")
 
 def content_trigrams(templates: Iterable[str]) -> set[tuple[str, ...]]:
     """Runs of three words, places of names counted as words, one of which at least has a meaning of its own."""
-    found = set()
+    found: set[tuple[str, ...]] = set()
     for template in templates:
         words = _WORD.findall(template.lower())
         runs = zip(words, words[1:], words[2:], strict=False)

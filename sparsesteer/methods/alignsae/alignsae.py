@@ -51,7 +51,7 @@ class AlignSAE:
         about: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(sae, SAE) or not isinstance(sae.activation, Slots) or sae.activation.n < 1:
-            raise ValueError("AlignSAE: an SAE with the activation ss.Slots(n, rest=...) is needed; fit and load give one")
+            raise ValueError("AlignSAE: an SAE of the activation ss.Slots(n, ...) is needed; fit and load give one")
         if len(concepts) != sae.activation.n or len(set(concepts)) < len(concepts):
             raise ValueError(f"AlignSAE: {sae.activation.n} slots need as many different names, got {list(concepts)}")
         self.sae, self.concepts, self.heads = sae, tuple(concepts), heads
@@ -158,8 +158,8 @@ class AlignSAE:
     def plan(self, source: Concept, target: Concept, alpha: float = 2.0, form: str = "slot") -> SteeringPlan:
         """Steering that makes the model answer about one concept where it was asked for another.
 
-        For ``ss.steer(..., positions="last_prompt")``, at the site that the states were read at. Of a state h, its slots
-        z, and their decoder rows d:
+        For ``ss.steer(..., positions="last_prompt")``, at the site that the states were read at. Of a state h, its
+        slots z, and their decoder rows d:
 
         - "slot" (ours): slot s becomes 0 and slot t alpha; the SAE's error stays.
         - "move" (ours): h + z_s (alpha d_t - d_s). Like "slot", and where s is not asked for nothing happens.

@@ -14,6 +14,7 @@ from sparsesteer.methods.alignsae.matching import strict_match
 from sparsesteer.methods.alignsae.swapping import Asked, MakePlan
 from sparsesteer.plans import SteeringPlan
 
+
 def random_slot(aligned: AlignSAE, alpha: float, form: str, seed: int = 0) -> MakePlan:
     """Swaps into a slot that is neither the source's nor the target's, drawn once for each pair."""
     generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ import torch
 from sparsesteer.methods.alignsae.answering import Answerer
 from sparsesteer.methods.alignsae.network import ValueHeads
 from sparsesteer.methods.alignsae.recipe import Recipe
-from sparsesteer.methods.alignsae.states import States, collect
+from sparsesteer.methods.alignsae.states import collect
 from sparsesteer.methods.alignsae.training import Trainer, check_labels, check_range
 from sparsesteer.methods.spare.collection import tracked
 from sparsesteer.model.places import Place

@@ -50,7 +50,7 @@ def independence(free: Tensor) -> Tensor:
 
 
 def invariance(slots: Tensor, labels: Tensor) -> Tensor:
-    """Mean squared distance of the slots [B, R] from the batch's mean for the same concept: wordings should not matter."""
+    """Mean squared distance of the slots [B, R] from the batch's mean of their concept: wordings should not matter."""
     one_hot = functional.one_hot(labels, slots.shape[1]).to(slots)
     means = one_hot.T @ slots / one_hot.sum(0).clamp(min=1)[:, None]
     return functional.mse_loss(slots, means[labels])

@@ -32,6 +32,8 @@ class ValueHeads(nn.Module):
     The published heads range over the whole vocabulary, these over the V tokens that answers of the data begin with.
     """
 
+    tokens: Tensor
+
     def __init__(self, n_concepts: int, tokens: Tensor, hidden: int, generator: torch.Generator) -> None:
         super().__init__()
         self.register_buffer("tokens", tokens)  # int64 [V], rising
@@ -61,6 +63,9 @@ class ValueHeads(nn.Module):
 
 class Network(nn.Module):
     """z = h W_enc + b_enc; the last R of z are the slots, linear; h ~ act(z) W_dec + b_dec."""
+
+    scale: Tensor
+    threshold: Tensor
 
     def __init__(self, d_in: int, n_concepts: int, free: Activation, recipe: Recipe, n_free: int) -> None:
         super().__init__()
@@ -170,6 +175,7 @@ def _kept_activation(base: SAE, d_in: int) -> Activation:
         raise ValueError("AlignSAE: fold the decoder norms of the SAE to start from into its weights first")
     if not isinstance(base.activation, Identity | ReLU | TopK | JumpReLU):
         raise ValueError(
-            f"AlignSAE: an SAE to start from is of ReLU, JumpReLU, TopK or Identity, not {type(base.activation).__name__}"
+            "AlignSAE: an SAE to start from is of ReLU, JumpReLU, TopK or Identity, "
+            f"not {type(base.activation).__name__}"
         )
     return base.activation

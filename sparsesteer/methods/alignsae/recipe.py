@@ -24,7 +24,7 @@ class LossWeights:
     def __post_init__(self) -> None:
         for each in fields(self):
             weight = getattr(self, each.name)
-            if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
+            if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= float(weight) < math.inf:
                 raise ValueError(f"AlignSAE: the weight of {each.name} should be a number from 0 on, got {weight!r}")
 
 

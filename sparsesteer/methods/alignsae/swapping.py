@@ -150,6 +150,4 @@ def summary(
     if right is not None:
         among = [right[outcome.question] for outcome in outcomes]
         found["strict_of_right"] = rate([outcome.strict for outcome in outcomes], entities, among)
-    return {
-        name: {"mean": each.mean, "low": each.low, "high": each.high, "n": each.n} for name, each in found.items()
-    }
+    return {name: {"mean": each.mean, "low": each.low, "high": each.high, "n": each.n} for name, each in found.items()}

@@ -88,9 +88,7 @@ class Trainer:
                 self._keep(numbers)
                 last = self.progress.epoch == total or self._stale()
                 if self.folder is not None and (last or self.progress.epoch % self.recipe.checkpoint_every == 0):
-                    checkpoints.save(
-                        self.folder, self.network, self.optimizer, self.progress, self.recipe, self.data
-                    )
+                    checkpoints.save(self.folder, self.network, self.optimizer, self.progress, self.recipe, self.data)
                 told = f"loss {numbers['loss']:.4f}" + (f", slots {numbers['slots']:.3f}" if "slots" in numbers else "")
                 bar.update(task, advance=1, description=told)
         if self.progress.best_weights:
