@@ -2,7 +2,7 @@
 
 import typer
 
-from sparsesteer.cli import bench, demo, features, info, serve, spare, steer, watch
+from sparsesteer.cli import alignsae, bench, demo, features, info, serve, spare, steer, watch
 
 app = typer.Typer(
     help="Steer language models through their sparse autoencoders.",
@@ -14,6 +14,7 @@ app = typer.Typer(
 for command in (info.info, features.features, steer.steer, watch.watch, demo.demo, serve.serve, bench.bench):
     app.command()(command)
 app.add_typer(spare.app, name="spare")
+app.add_typer(alignsae.app, name="alignsae")
 
 
 def main() -> None:

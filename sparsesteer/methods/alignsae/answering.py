@@ -41,20 +41,25 @@ class Answerer:
         """The first line of what follows each prompt."""
         found: dict[int, str] = {}
         for places in self._batches(prompts, batch_size):
-            ids, mask = self._padded([prompts[place] for place in places])
-            with torch.no_grad():
-                whole = self.model.generate(
-                    ids,
-                    attention_mask=mask,
-                    max_new_tokens=self.max_new_tokens,
-                    do_sample=False,
-                    num_beams=1,
-                    pad_token_id=self.padding,
-                    eos_token_id=self.stops or None,
-                )
-            for place, new in zip(places, whole[:, ids.shape[1] :].tolist(), strict=True):
-                found[place] = as_text(self.tokenizer, new).split("\n")[0].strip()
+            answers = self.together([prompts[place] for place in places])
+            found |= dict(zip(places, answers, strict=True))
         return [found[place] for place in range(len(prompts))]
+
+    def together(self, prompts: Sequence[str]) -> list[str]:
+        """The same in one batch, whose rows are the prompts in order."""
+        ids, mask = self._padded(prompts)
+        with torch.no_grad():
+            whole = self.model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=self.padding,
+                eos_token_id=self.stops or None,
+            )
+        new = whole[:, ids.shape[1] :].tolist()
+        return [as_text(self.tokenizer, each).split("\n")[0].strip() for each in new]
 
     def last_states(self, prompts: Sequence[str], places: Mapping[Any, Place]) -> dict[Any, Tensor]:
         """fp32 [n, D] by site, on the CPU: what passes each place at the last token of the prompts.

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 
-from sparsesteer.hooks import steer
 from sparsesteer.methods.alignsae.alignsae import AlignSAE
 from sparsesteer.methods.alignsae.answering import Answerer
 from sparsesteer.methods.alignsae.interventions import swap_plan
 from sparsesteer.methods.alignsae.matching import strict_match
-from sparsesteer.methods.alignsae.swapping import Asked, MakePlan
+from sparsesteer.methods.alignsae.swapping import Asked, MakePlan, answers_under
 from sparsesteer.plans import SteeringPlan
 
 
@@ -51,25 +50,25 @@ def damaged(
     right: Sequence[bool],
     plan: Callable[[int, int], SteeringPlan],
     n_concepts: int,
-    batch_size: int = 64,
+    batch_size: int = 256,
 ) -> list[tuple[int, bool]]:
     """Questions that a swap has nothing to do with, asked while it is in place: (question, whether it turned wrong).
 
     Every question that is answered rightly unsteered is asked under one swap between two other concepts, a pair that
     goes round with the question's place.
     """
-    by_pair: dict[tuple[int, int], list[int]] = {}
+    asked, pairs = [], []
     for place, question in enumerate(questions):
         if right[place]:
             others = [c for c in range(n_concepts) if c != question.concept]
-            pairs = [(s, t) for s in others for t in others if s != t]
-            by_pair.setdefault(pairs[place % len(pairs)], []).append(place)
-    found = []
-    for (source, target), places in by_pair.items():
-        with steer(answerer.model, {site: plan(source, target)}, positions="last_prompt"):
-            answers = answerer.answers([questions[place].prompt for place in places], batch_size)
-        for place, answer in zip(places, answers, strict=True):
-            own = questions[place].answers[questions[place].concept]
-            assert own is not None
-            found.append((place, not strict_match(own, answer)))
-    return sorted(found)
+            known = [(s, t) for s in others for t in others if s != t]
+            asked.append(place)
+            pairs.append(known[place % len(known)])
+    answers = answers_under(answerer, site, [questions[place].prompt for place in asked], pairs, plan, batch_size)
+    return [(place, not strict_match(_own(questions[place]), said)) for place, said in zip(asked, answers, strict=True)]
+
+
+def _own(question: Asked) -> str:
+    answer = question.answers[question.concept]
+    assert answer is not None
+    return answer

@@ -1,10 +1,12 @@
 """Swaps over many questions: plans steered, answers judged strictly, leniently and by category."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from sparsesteer.hooks import steer
 from sparsesteer.methods.alignsae.answering import Answerer
@@ -13,6 +15,7 @@ from sparsesteer.methods.evaluation.scores import Measured, share
 from sparsesteer.plans import SteeringPlan
 
 MakePlan = Callable[[int, int], SteeringPlan]
+PLANS_AT_A_TIME = 40
 
 
 class Asked(Protocol):
@@ -92,7 +95,7 @@ def swapped(
     swaps: Sequence[Swap],
     plan: MakePlan,
     known: Sequence[set[str]],
-    batch_size: int = 64,
+    batch_size: int = 256,
 ) -> list[Outcome]:
     """The model's answers with each swap's plan at the last token of its prompt.
 
@@ -101,17 +104,36 @@ def swapped(
         plan: makes the plan of a source and a target.
         known: ``categories`` of the whole world.
     """
-    by_pair: dict[tuple[int, int], list[int]] = {}
-    for place, swap in enumerate(swaps):
-        by_pair.setdefault((swap.source, swap.target), []).append(place)
-    outcomes: dict[int, Outcome] = {}
-    for (source, target), places in by_pair.items():
-        prompts = [questions[swaps[place].question].prompt for place in places]
-        with steer(answerer.model, {site: plan(source, target)}, positions="last_prompt"):
-            answers = answerer.answers(prompts, batch_size)
-        for place, answer in zip(places, answers, strict=True):
-            outcomes[place] = judged(questions[swaps[place].question], swaps[place], answer, known)
-    return [outcomes[place] for place in range(len(swaps))]
+    pairs = [(swap.source, swap.target) for swap in swaps]
+    prompts = [questions[swap.question].prompt for swap in swaps]
+    answers = answers_under(answerer, site, prompts, pairs, plan, batch_size)
+    return [judged(questions[swap.question], swap, said, known) for swap, said in zip(swaps, answers, strict=True)]
+
+
+def answers_under(
+    answerer: Answerer,
+    site: Any,
+    prompts: Sequence[str],
+    pairs: Sequence[tuple[int, int]],
+    plan: MakePlan,
+    batch_size: int = 256,
+) -> list[str]:
+    """The answer to each prompt under the plan of its own pair, at its last token; many pairs share a batch."""
+    order = sorted(range(len(prompts)), key=pairs.__getitem__)
+    found: dict[int, str] = {}
+    while order:
+        some = order[:batch_size]
+        kinds = sorted({pairs[place] for place in some})[:PLANS_AT_A_TIME]
+        some = [place for place in some if pairs[place] in kinds]
+        order = order[len(some) :]
+        with ExitStack() as steering:
+            for kind in kinds:
+                rows = torch.tensor([float(pairs[place] == kind) for place in some], device=answerer.device)
+                chosen = steer(answerer.model, {site: plan(*kind)}, rows, positions="last_prompt")
+                steering.enter_context(chosen)  # a row of strength 0 is left as it is, bit for bit
+            for place, answer in zip(some, answerer.together([prompts[place] for place in some]), strict=True):
+                found[place] = answer
+    return [found[place] for place in range(len(prompts))]
 
 
 def judged(question: Asked, swap: Swap, answer: str, known: Sequence[set[str]]) -> Outcome:
