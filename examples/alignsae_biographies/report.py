@@ -168,10 +168,9 @@ def _chains(found: Mapping[str, Any]) -> list[str]:
 
 def _time(found: Mapping[str, Any]) -> str:
     used = found["time"]
-    if used["minutes"] is None:
-        return "The run was interrupted and went on from its files, so that its time was not measured as a whole."
     return (
-        f"It took {used['minutes']:.0f} minutes, {used['cpu_minutes']:.0f} of a processor's, {used['threads']} threads."
+        f"It took {used['cpu_minutes']:.0f} minutes of a processor; {used['minutes']:.0f} passed, on two cores that others "
+        f"worked on too. Threads: {used['threads']}."
     )
 
 

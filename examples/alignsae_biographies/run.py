@@ -25,11 +25,26 @@ from sparsesteer.documents import read_document, write_document
 from sparsesteer.methods.alignsae.measures import binding_of
 
 
-def one_hop(args: argparse.Namespace) -> tuple[Study, dict]:
+class Clock:
+    """Says what is done, and adds the time of every run of the program to a file of the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path, self.started = folder / "time.json", time.time()
+        self.before = read_document(self.path) if self.path.exists() else {"minutes": 0.0, "cpu_minutes": 0.0}
+
+    def told(self, text: str) -> None:
+        """A line with the minutes since the folder was begun."""
+        minutes = self.before["minutes"] + (time.time() - self.started) / 60
+        cpu_minutes = self.before["cpu_minutes"] + time.process_time() / 60
+        write_document(self.path, {"minutes": minutes, "cpu_minutes": cpu_minutes})
+        print(f"{minutes:6.1f} min  {text}", flush=True)
+
+
+def one_hop(args: argparse.Namespace, clock: Clock) -> dict:
     """People: the language model, and everything up to the test."""
     folder = args.folder / "biographies"
     world = biographies(args.people, args.seed)
-    recipe = Recipe(layers=args.layers, width=args.width, heads=args.width // 32, steps=args.steps, seed=args.seed)
+    recipe = Recipe(layers=args.layers, width=args.width, heads=args.width // 32, steps=args.steps)
     asked = world.questions()
     model, tokenizer = train(
         folder / "model", world.statements(), [(q.prompt, f" {q.answer}") for q in asked], recipe, base=args.model
@@ -41,7 +56,7 @@ def one_hop(args: argparse.Namespace) -> tuple[Study, dict]:
         concepts=world.concepts,
     )
     layers = args.scan or range(model.config.num_hidden_layers)
-    study = Study(folder, model, tokenizer, sets, layers, replace(RECIPE, seed=args.seed), say=told)
+    study = Study(folder, model, tokenizer, sets, layers, replace(RECIPE, seed=args.seed), say=clock.told)
 
     def knows() -> dict:
         return {name: accuracy(model, tokenizer, world.questions(name)) for name in ("train", "validation", "unseen")}
@@ -53,7 +68,7 @@ def one_hop(args: argparse.Namespace) -> tuple[Study, dict]:
         study.validation(best, form)
     found["test"] = study.test(best)
     found["released"] = study.released(best)
-    return study, found
+    return found
 
 
 def scanned(study: Study) -> dict:
@@ -72,11 +87,11 @@ def scanned(study: Study) -> dict:
     }
 
 
-def chains(args: argparse.Namespace) -> tuple[Study, dict]:
+def chains(args: argparse.Namespace, clock: Clock) -> dict:
     """Chains of two relations, swapped behind the first answer."""
     folder = args.folder / "two_hop"
     world = two_hop(args.entities, args.chains, args.seed)
-    recipe = Recipe(layers=4, steps=args.two_hop_steps, vocabulary=512, seed=args.seed)
+    recipe = Recipe(layers=4, steps=args.two_hop_steps, vocabulary=512)
     said = {(q.prompt, q.answer) for q in world.questions(2, "train")}
     answered = [(prompt, f" {answer}") for prompt, answer in sorted(said)]
     whole = [(q.prompt, f" {q.answer} {r.answer}") for q, r in zip(
@@ -90,12 +105,12 @@ def chains(args: argparse.Namespace) -> tuple[Study, dict]:
     )
     study = Study(
         folder, model, tokenizer, sets, args.two_hop_layers, replace(RECIPE, seed=args.seed), validation_swaps=150,
-        test_swaps=300, forms=("slot", "latent_decode"), top_features=(1, 8), say=told,
+        test_swaps=300, forms=("slot", "latent_decode"), top_features=(1, 8), say=clock.told,
     )  # fmt: skip
     epochs = {layer: followed(study, layer) for layer in study.layers}
     found = {"entities": args.entities, "chains": args.chains, "epochs": epochs, **scanned(study)}
     found["test"] = study.test(found["layer"])
-    return study, found
+    return found
 
 
 def followed(study: Study, layer: int) -> list[dict]:
@@ -107,14 +122,6 @@ def followed(study: Study, layer: int) -> list[dict]:
 
     history = study.aligned(layer, measure).about["history"]
     return [{name: row.get(name) for name in ("epoch", "slots", "validation_slots", "diagonal")} for row in history]
-
-
-STARTED = time.time()
-
-
-def told(text: str) -> None:
-    """A line with the minutes since the program began."""
-    print(f"{(time.time() - STARTED) / 60:6.1f} min  {text}", flush=True)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -132,7 +139,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--two-hop-steps", type=int, default=500)
     parser.add_argument("--two-hop-layers", type=int, nargs="*", default=[1, 2], help="none leaves the chains out")
     parser.add_argument("--threads", type=int, help="of torch")
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seed", type=int, default=42, help="of the worlds and the SAEs")
     return parser.parse_args()
 
 
@@ -140,19 +147,13 @@ def main() -> None:
     args = parse_arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
-    begun = args.folder.exists()
-    _, people = one_hop(args)
-    found = {"biographies": people}
+    clock = Clock(args.folder)
+    found = {"biographies": one_hop(args, clock)}
     if args.two_hop_layers:
-        found["two_hop"] = chains(args)[1]
-    timing = args.folder / "time.json"
-    if not timing.exists():  # of a run that was not interrupted
-        used = time.process_time() / 60
-        times = {"minutes": None if begun else (time.time() - STARTED) / 60, "cpu_minutes": None if begun else used}
-        write_document(timing, times | {"threads": torch.get_num_threads()})
-    found["time"] = read_document(timing)
+        found["two_hop"] = chains(args, clock)
+    found["time"] = read_document(clock.path) | {"threads": torch.get_num_threads()}
     write_report(found, args.report or args.folder)
-    told(f"written: {args.report or args.folder}")
+    print(f"written: {args.report or args.folder}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """``sparsesteer alignsae``: train an SAE with a slot for every concept, measure its slots, swap concepts."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -114,7 +115,7 @@ def evaluate(
     with loading(model):
         answerer = Answerer(*load_model(model))
     place = ModelSites.of(answerer.model).resolve(aligned.sae.site)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for split, template in dict.fromkeys((q.split, q.template) for q in asked):
         some = [q for q in asked if (q.split, q.template) == (split, template)]
         binding = _binding(aligned, answerer, place, some, batch_size)
@@ -158,16 +159,14 @@ def swap(
         raise ValueError(f"{questions} has no swaps of split {split} and template {template}")
     with loading(model):
         answerer = Answerer(*load_model(model), max_new_tokens)
-    site = aligned.sae.site
     said = answerer.answers([q.prompt for q in some], batch_size)
     right = [strict_match(q.answer, answer) for q, answer in zip(some, said, strict=True)]
-    rows = []
+    known = categories(asked, aligned.n_concepts)
+    rows: list[dict[str, Any]] = []
     for name in form.split(","):
         for value in (float(each) for each in alpha.split(",")):
-            known = categories(asked, aligned.n_concepts)
-            outcomes = swapped(
-                answerer, site, some, swaps, lambda s, t, a=value, f=name: aligned.plan(s, t, a, f), known, batch_size
-            )
+            plan = partial(aligned.plan, alpha=value, form=name)
+            outcomes = swapped(answerer, aligned.sae.site, some, swaps, plan, known, batch_size)
             rows.append({"form": name, "alpha": value, **summary(outcomes, some, right)})
     if json:
         print_json(rows)
