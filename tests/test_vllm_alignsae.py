@@ -1,4 +1,4 @@
-"""Swaps of an AlignSAE from its folder, served out of another: the tokens that Hugging Face generates under the hook."""
+"""Swaps of an AlignSAE, served: the tokens that Hugging Face generates under the hook."""
 
 import pytest
 import vllm_engine
@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("one_thread")]
 
 BLOCK, NEW = 2, 12
 CONCEPTS = ("date", "city", "school")
-ALPHAS = {"slot": 30.0, "move": 8.0, "decoder_column": 4.0, "mean_diff": 4.0}
-WISHES = ("slot", "move", None, "mean_diff@0.5", "decoder_column", "slot")
+ALPHAS = {"slot": 30.0, "decoder_column": 4.0, "mean_diff": 4.0}
+WISHES = ("slot", "slot@0.5", None, "mean_diff@0.5", "decoder_column", "slot")
 
 
 def test_swaps_are_served_token_for_token(files, tmp_path):

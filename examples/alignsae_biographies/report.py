@@ -169,8 +169,8 @@ def _chains(found: Mapping[str, Any]) -> list[str]:
 def _time(found: Mapping[str, Any]) -> str:
     used = found["time"]
     return (
-        f"It took {used['cpu_minutes']:.0f} minutes of a processor; {used['minutes']:.0f} passed, on two cores that others "
-        f"worked on too. Threads: {used['threads']}."
+        f"It took {used['cpu_minutes']:.0f} minutes of a processor; {used['minutes']:.0f} passed. "
+        f"Threads: {used['threads']}."
     )
 
 
