@@ -21,6 +21,7 @@ from sparsesteer.model.places import Place
 MANIFEST = "manifest.json"
 ROWS_A_PART = 1024
 PARTS_AT_A_TIME = 16
+_SAMPLED = 16  # numbers of each parameter that tell models apart
 _PART = DescribedTensors("sparsesteer.alignsae.part", "a part of a collection", "AlignSAE.fit(folder=...)", version=1)
 
 
@@ -169,7 +170,7 @@ def fingerprint(model: torch.nn.Module) -> str:
     sha = hashlib.sha256()
     for name, parameter in model.named_parameters():
         flat = parameter.detach().reshape(-1)
-        picked = flat[torch.linspace(0, len(flat) - 1, 16, device=flat.device).long()]
+        picked = flat[torch.arange(_SAMPLED, device=flat.device) * (len(flat) - 1) // (_SAMPLED - 1)]
         sha.update(repr((name, tuple(parameter.shape), str(parameter.dtype))).encode())
         sha.update(picked.double().cpu().numpy().tobytes())
     return sha.hexdigest()
