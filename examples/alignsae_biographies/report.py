@@ -69,6 +69,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         _layers(people),
         "Unexplained is the share of the variance of test states that is not given back. EffFeat and Top1Conc are "
         "means over the concepts, of all features of either SAE, slots and free ones alike.",
+        *_carried(people),
         "## Binding",
         "Unseen wordings of test people.",
         "![Confusion](confusion.svg)",
@@ -125,6 +126,20 @@ def _layers(found: Mapping[str, Any]) -> str:
     head = ("block", *(f"diagonal, {_plain(name)}" for name in sets), "swaps, slot", "swaps, latent decode")
     head += (*(f"unexplained, {n}" for n in both), *(f"EffFeat, {n}" for n in both), *(f"Top1Conc, {n}" for n in both))
     return _table((*head, f"ordinary's best feature, {_plain(sets[-1])}"), rows)
+
+
+def _carried(found: Mapping[str, Any]) -> list[str]:
+    """Why the layers differ."""
+    rows = (
+        (str(row["layer"]), _percent(each["follow"]), _percent(each["stay"]))
+        for row, each in zip(found["binding"], found["carried"], strict=True)
+    )
+    return [
+        "How far the answer stands in the state of the last token already: that state is replaced by the one of the "
+        f"same wording about somebody else, {found['carried'][0]['n']} questions. A swap needs a state that says which "
+        "concept is asked for and does not have the answer yet.",
+        _table(("block", "the other's answer", "its own answer"), rows),
+    ]
 
 
 def _swaps(found: Mapping[str, Any]) -> Iterable[str]:

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from language_model import Recipe, accuracy, train
 from report import write_report
-from study import RECIPE, Sets, Study
+from settings import RECIPE, Sets
+from study import Study
 
 from sparsesteer import Site
 from sparsesteer.datasets.biographies import biographies, two_hop
@@ -63,6 +64,7 @@ def one_hop(args: argparse.Namespace, clock: Clock) -> dict:
 
     known = study.once("language_model", knows)
     found = {"people": args.people, "language_model": known, **scanned(study)}
+    found["carried"] = [study.carried(layer) for layer in layers]
     best = found["layer"]
     for form in study.forms:
         study.validation(best, form)

@@ -7,12 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from patching import patched
+from settings import DIRECTION_ALPHAS, RECIPE, SLOT_ALPHAS, TOP_FEATURES, Sets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsesteer import SAE, Site
 from sparsesteer.datasets.biographies import Question
 from sparsesteer.documents import read_document, write_document
-from sparsesteer.methods.alignsae import DIRECTIONS, FORMS, AlignSAE, LossWeights, Recipe
+from sparsesteer.methods.alignsae import DIRECTIONS, FORMS, AlignSAE, Recipe
 from sparsesteer.methods.alignsae.answering import Answerer
 from sparsesteer.methods.alignsae.controls import damaged, random_direction, random_slot
 from sparsesteer.methods.alignsae.fitting import hook_name, places_of
@@ -32,33 +34,6 @@ from sparsesteer.methods.alignsae.swapping import (
     swaps_of,
 )
 from sparsesteer.methods.alignsae.training import Trainer
-
-SLOT_ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
-DIRECTION_ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-TOP_FEATURES = (1, 8, 32)
-# ten to a hundred times fewer steps than published, so that binding and orthogonality have to count for more
-RECIPE = Recipe(
-    n_free=1024,
-    stage_one=5,
-    stage_two=40,
-    batch_size=128,
-    learning_rate=2e-3,
-    weights=LossWeights(binding=10.0, orthogonality=1.0),
-)
-
-
-@dataclass(frozen=True)
-class Sets:
-    """Questions by what they are for: training the SAE, choosing, and testing."""
-
-    train: Sequence[Question]
-    validation: Sequence[Question]
-    test: dict[str, Sequence[Question]]
-    concepts: tuple[str, ...]
-
-    def named(self) -> dict[str, Sequence[Question]]:
-        """All of them."""
-        return {"train": self.train, "validation": self.validation, **self.test}
 
 
 @dataclass
@@ -258,6 +233,23 @@ class Study:
             found[name]["damage"] = {"mean": damage.mean, "low": damage.low, "high": damage.high, "n": damage.n}
             found[name]["outcomes"] = [o.strict for o in outcomes]
         return found
+
+    def carried(self, layer: int, most: int = 240) -> dict[str, Any]:
+        """How far the answer stands in the state already: the share of answers that follow another entity's state.
+
+        The state of a question's last token is replaced by that of the same wording about somebody else.
+        """
+
+        def make() -> dict[str, Any]:
+            name, questions = next(iter(self.sets.test.items()))
+            pairs = list(zip(questions, questions[len(questions) // 2 :], strict=False))
+            pairs = [(q, other) for q, other in pairs if q.concept == other.concept and q.answer != other.answer][:most]
+            said = patched(self.answerer, layer, [q.prompt for q, _ in pairs], [o.prompt for _, o in pairs])
+            follow = [strict_match(o.answer, each) for (_, o), each in zip(pairs, said, strict=True)]
+            stay = [strict_match(q.answer, each) for (q, _), each in zip(pairs, said, strict=True)]
+            return {"set": name, "n": len(pairs), "follow": sum(follow) / len(pairs), "stay": sum(stay) / len(pairs)}
+
+        return self.once(f"carried-{layer}", make)
 
     def released(self, layer: int, most: int = 120) -> dict[str, Any]:
         """Latent decode where the released scripts inject it, one prompt at a time."""
