@@ -16,6 +16,7 @@ TARGETS = (  # what, where it stands, the least
     ("slot accuracy on unseen wordings of test people", "unseen", 0.90),
     ("strict swaps on trained wordings of test people", "swaps", 0.70),
 )
+LISTS = ("outcomes", "damaged")  # an entry for every swap or question
 COMMAND = "```bash\npython examples/alignsae_biographies/run.py work --report report\n```"
 NAMES = {
     "slot": "slot edit, the error kept (ours)",
@@ -75,6 +76,7 @@ def markdown(found: Mapping[str, Any]) -> str:
         "![Confusion](confusion.svg)",
         "## Swaps",
         *_swaps(people),
+        *_compared(people),
     ]
     if people["released"]:
         rows = (
@@ -169,6 +171,19 @@ def _swaps(found: Mapping[str, Any]) -> Iterable[str]:
             yield _table(("edit", *test["slot"][name]["by_target"]), by_target)
 
 
+def _compared(found: Mapping[str, Any]) -> Iterable[str]:
+    rows = (
+        (
+            f"{_plain(row['ours'])} − {_plain(row['theirs'])}",
+            _plain(row["set"]),
+            *(_signed(row[what]) for what in LISTS),
+        )
+        for row in found["compared"]
+    )
+    yield "Differences on the same swaps and questions, in points, with 95 % intervals:"
+    yield _table(("forms", "wording", "strict success", "damage"), rows)
+
+
 def _chains(found: Mapping[str, Any]) -> list[str]:
     return [
         "## Chains of two relations",
@@ -178,6 +193,7 @@ def _chains(found: Mapping[str, Any]) -> list[str]:
         "![By epoch](epochs.svg)",
         _layers(found),
         *_swaps(found),
+        *_compared(found),
     ]
 
 
@@ -204,6 +220,10 @@ def _interval(value: Mapping[str, Any]) -> str:
     return f"{100 * value['mean']:.1f} [{100 * value['low']:.1f}, {100 * value['high']:.1f}]"
 
 
+def _signed(value: Mapping[str, float]) -> str:
+    return f"{100 * value['mean']:+.1f} [{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]"
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
@@ -215,7 +235,7 @@ def _plain(name: str) -> str:
 def _without_outcomes(value: Any) -> Any:
     """Plain JSON: no NaN, and not the list of every swap."""
     if isinstance(value, Mapping):
-        return {str(name): _without_outcomes(each) for name, each in value.items() if name != "outcomes"}
+        return {str(name): _without_outcomes(each) for name, each in value.items() if name not in LISTS}
     if isinstance(value, list | tuple):
         return [_without_outcomes(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

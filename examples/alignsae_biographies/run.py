@@ -69,6 +69,7 @@ def one_hop(args: argparse.Namespace, clock: Clock) -> dict:
     for form in study.forms:
         study.validation(best, form)
     found["test"] = study.test(best)
+    found["compared"] = study.compared(found["test"])
     found["released"] = study.released(best)
     return found
 
@@ -112,6 +113,7 @@ def chains(args: argparse.Namespace, clock: Clock) -> dict:
     epochs = {layer: followed(study, layer) for layer in study.layers}
     found = {"entities": args.entities, "chains": args.chains, "epochs": epochs, **scanned(study)}
     found["test"] = study.test(found["layer"])
+    found["compared"] = study.compared(found["test"])
     return found
 
 
