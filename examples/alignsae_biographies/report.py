@@ -176,7 +176,7 @@ def _compared(found: Mapping[str, Any]) -> Iterable[str]:
         (
             f"{_plain(row['ours'])} − {_plain(row['theirs'])}",
             _plain(row["set"]),
-            *(_signed(row[what]) for what in LISTS),
+            *(_signed(row[what]) for what in ("strict", "damage")),
         )
         for row in found["compared"]
     )

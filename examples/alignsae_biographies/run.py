@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from comparing import compared
 from language_model import Recipe, accuracy, train
 from report import write_report
 from settings import RECIPE, Sets
@@ -69,7 +70,7 @@ def one_hop(args: argparse.Namespace, clock: Clock) -> dict:
     for form in study.forms:
         study.validation(best, form)
     found["test"] = study.test(best)
-    found["compared"] = study.compared(found["test"])
+    found["compared"] = compared(study, found["test"])
     found["released"] = study.released(best)
     return found
 
@@ -113,7 +114,7 @@ def chains(args: argparse.Namespace, clock: Clock) -> dict:
     epochs = {layer: followed(study, layer) for layer in study.layers}
     found = {"entities": args.entities, "chains": args.chains, "epochs": epochs, **scanned(study)}
     found["test"] = study.test(found["layer"])
-    found["compared"] = study.compared(found["test"])
+    found["compared"] = compared(study, found["test"])
     return found
 
 

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from patching import patched
 from settings import DIRECTION_ALPHAS, RECIPE, SLOT_ALPHAS, TOP_FEATURES, Sets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +34,6 @@ from sparsesteer.methods.alignsae.swapping import (
     swaps_of,
 )
 from sparsesteer.methods.alignsae.training import Trainer
-from sparsesteer.methods.evaluation.scores import difference
 
 
 @dataclass
@@ -200,27 +198,6 @@ class Study:
         for name, (alpha, plan) in contenders.items():
             found[name] = self.once(f"test-{layer}-{name}", lambda a=alpha, p=plan: self._tested(layer, a, p))
         return found
-
-    def compared(self, tested: dict[str, Any]) -> list[dict[str, Any]]:
-        """Success and damage of one form minus those of another, on the same swaps, with intervals."""
-        rows = []
-        for ours, theirs in (("slot", "latent_decode"), ("move", "latent_decode"), ("move", "slot")):
-            for name, questions in self.sets.test.items():
-                if ours not in tested or theirs not in tested:
-                    continue
-                swaps = swaps_of(questions, self.test_swaps)
-                right = self.answers()[name]
-                entities = {
-                    "outcomes": [questions[swap.question].entity for swap in swaps],
-                    "damaged": [q.entity for q, known in zip(questions, right, strict=True) if known],
-                }
-                row: dict[str, Any] = {"ours": ours, "theirs": theirs, "set": name}
-                for what, about in entities.items():
-                    hits = [np.array(tested[form][name][what], dtype=bool) for form in (ours, theirs)]
-                    mean, low, high = difference([hits[0]], [hits[1]], [about])
-                    row[what] = {"mean": mean, "low": low, "high": high}
-                rows.append(row)
-        return rows
 
     def _contenders(self, layer: int) -> dict[str, tuple[float, MakePlan]]:
         aligned, n = self.aligned(layer), len(self.sets.concepts)
