@@ -7,6 +7,7 @@ from sparsesteer.datasets.biographies import Question
 from sparsesteer.methods.alignsae import LossWeights, Recipe
 
 SLOT_ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0)
+ORDINARY_ALPHAS = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 DIRECTION_ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 TOP_FEATURES = (1, 8, 32)
 # ten to a hundred times fewer steps than published, so that binding and orthogonality have to count for more

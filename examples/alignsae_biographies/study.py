@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from patching import patched
-from settings import DIRECTION_ALPHAS, RECIPE, SLOT_ALPHAS, TOP_FEATURES, Sets
+from settings import DIRECTION_ALPHAS, ORDINARY_ALPHAS, RECIPE, SLOT_ALPHAS, TOP_FEATURES, Sets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparsesteer import SAE, Site
@@ -171,7 +171,7 @@ class Study:
             features = OrdinaryFeatures.fit(self.ordinary(layer), self.states["train"][layer], n, count)
             return {
                 str(alpha): self._on_validation(layer, lambda s, t, a=alpha: features.plan(s, t, a, reconstruct))
-                for alpha in SLOT_ALPHAS[1:]
+                for alpha in ORDINARY_ALPHAS
             }
 
         return self.once(f"validation-{layer}-ordinary-{count}{'-decoded' if reconstruct else ''}", make)
