@@ -108,8 +108,8 @@ def chains(args: argparse.Namespace, clock: Clock) -> dict:
         concepts=world.concepts,
     )
     study = Study(
-        folder, model, tokenizer, sets, args.two_hop_layers, replace(RECIPE, seed=args.seed), validation_swaps=150,
-        test_swaps=300, forms=("slot", "latent_decode"), top_features=(1, 8), say=clock.told,
+        folder, model, tokenizer, sets, args.two_hop_layers, replace(RECIPE, seed=args.seed), validation_swaps=100,
+        test_swaps=200, forms=("slot", "latent_decode"), top_features=(1, 8), say=clock.told,
     )  # fmt: skip
     epochs = {layer: followed(study, layer) for layer in study.layers}
     found = {"entities": args.entities, "chains": args.chains, "epochs": epochs, **scanned(study)}
@@ -140,9 +140,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--scan", type=int, nargs="+", help="layers that get an SAE; all by default")
     parser.add_argument("--entities", type=int, default=40)
-    parser.add_argument("--chains", type=int, default=3000)
-    parser.add_argument("--two-hop-steps", type=int, default=500)
-    parser.add_argument("--two-hop-layers", type=int, nargs="*", default=[1, 2], help="none leaves the chains out")
+    parser.add_argument("--chains", type=int, default=2000)
+    parser.add_argument("--two-hop-steps", type=int, default=400)
+    parser.add_argument("--two-hop-layers", type=int, nargs="*", default=[1], help="none leaves the chains out")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--seed", type=int, default=42, help="of the worlds and the SAEs")
     return parser.parse_args()
