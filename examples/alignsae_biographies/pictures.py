@@ -14,6 +14,7 @@ SEED = {"svg.hashsalt": "alignsae", "svg.fonttype": "none"}
 def confusion(shares: Sequence[Sequence[float]], concepts: Sequence[str], path: Path) -> None:
     """Slots by concepts, each concept's column summing to 1."""
     figure, axes = _figure(4.6, 4)
+    axes.grid(False)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, values in enumerate(shares):
         for column, value in enumerate(values):

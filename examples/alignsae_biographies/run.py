@@ -95,7 +95,7 @@ def chains(args: argparse.Namespace, clock: Clock) -> dict:
     """Chains of two relations, swapped behind the first answer."""
     folder = args.folder / "two_hop"
     world = two_hop(args.entities, args.chains, args.seed)
-    recipe = Recipe(layers=4, steps=args.two_hop_steps, vocabulary=512)
+    recipe = Recipe(layers=4, width=64, heads=2, steps=args.two_hop_steps, vocabulary=512)
     said = {(q.prompt, q.answer) for q in world.questions(2, "train")}
     answered = [(prompt, f" {answer}") for prompt, answer in sorted(said)]
     whole = [(q.prompt, f" {q.answer} {r.answer}") for q, r in zip(
@@ -139,8 +139,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=Recipe.width)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--scan", type=int, nargs="+", help="layers that get an SAE; all by default")
-    parser.add_argument("--entities", type=int, default=40)
-    parser.add_argument("--chains", type=int, default=2000)
+    parser.add_argument("--entities", type=int, default=20)
+    parser.add_argument("--chains", type=int, default=1000)
     parser.add_argument("--two-hop-steps", type=int, default=400)
     parser.add_argument("--two-hop-layers", type=int, nargs="*", default=[1], help="none leaves the chains out")
     parser.add_argument("--threads", type=int, help="of torch")
