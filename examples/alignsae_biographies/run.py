@@ -4,7 +4,8 @@
 
 Every stage leaves a file in the folder and is skipped where it is there; SAEs go on from their checkpoints. With
 ``--model smollm2`` or a folder of a GPT-2, that model is fine-tuned in place of a new one. On two cores, the defaults
-take less than an hour; the whole world of the paper (``--people 1000``) wants a GPU.
+take less than an hour; the whole world of the paper (``--people 1000``) wants a GPU. ``--two-hop-layers 1 2`` adds
+chains of two relations, whose language model wants more steps than fit into that hour.
 
 Needs: pip install 'sparsesteer[data,demo]'.
 """
@@ -95,7 +96,7 @@ def chains(args: argparse.Namespace, clock: Clock) -> dict:
     """Chains of two relations, swapped behind the first answer."""
     folder = args.folder / "two_hop"
     world = two_hop(args.entities, args.chains, args.seed)
-    recipe = Recipe(layers=4, width=64, heads=2, steps=args.two_hop_steps, vocabulary=512)
+    recipe = Recipe(layers=4, width=args.width, heads=args.width // 32, steps=args.two_hop_steps, vocabulary=512)
     said = {(q.prompt, q.answer) for q in world.questions(2, "train")}
     answered = [(prompt, f" {answer}") for prompt, answer in sorted(said)]
     whole = [(q.prompt, f" {q.answer} {r.answer}") for q, r in zip(
@@ -139,10 +140,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=Recipe.width)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--scan", type=int, nargs="+", help="layers that get an SAE; all by default")
-    parser.add_argument("--entities", type=int, default=20)
-    parser.add_argument("--chains", type=int, default=1000)
-    parser.add_argument("--two-hop-steps", type=int, default=400)
-    parser.add_argument("--two-hop-layers", type=int, nargs="*", default=[1], help="none leaves the chains out")
+    parser.add_argument("--entities", type=int, default=40)
+    parser.add_argument("--chains", type=int, default=3000)
+    parser.add_argument("--two-hop-steps", type=int, default=3000)
+    parser.add_argument("--two-hop-layers", type=int, nargs="*", default=[], help="of the chains; none leaves them out")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--seed", type=int, default=42, help="of the worlds and the SAEs")
     return parser.parse_args()
