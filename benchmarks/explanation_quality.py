@@ -55,8 +55,8 @@ def words_of_contexts(
         for w, p in zip(top[best[top] > 0].tolist(), places[top[best[top] > 0]].tolist(), strict=True):
             seen[windows[w, max(0, p - AROUND) : p + AROUND + 1]] += 1
         lift = (seen / seen.sum().clamp(min=1) / usual.clamp(min=1e-9)).log().mul(seen).masked_fill(~known, -1.0)
-        best_places = [place for place in lift.argsort(descending=True)[:count].tolist() if lift[place] > 0]
-        found[feature] = [words[place] for place in best_places]
+        ranked = [place for place in lift.argsort(descending=True)[:count].tolist() if lift[place] > 0]
+        found[feature] = [words[place] for place in ranked]
     return found
 
 

@@ -6,6 +6,7 @@ from sparsesteer.bank import Bank
 from sparsesteer.edits import Edit
 from sparsesteer.explanations import Explanations
 from sparsesteer.hooks import steer
+from sparsesteer.methods.alignsae import AlignSAE
 from sparsesteer.methods.information import mutual_information
 from sparsesteer.methods.mi import MISteering, explain
 from sparsesteer.methods.spare import SPARE
@@ -22,6 +23,7 @@ from sparsesteer.specs import SaeReference, Spec, load_spec
 __all__ = [
     "SAE",
     "SPARE",
+    "AlignSAE",
     "Bank",
     "Edit",
     "Explanations",

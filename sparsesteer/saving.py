@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsesteer import explanations, weights
-from sparsesteer.activations import Activation, Gated, JumpReLU, ReLU, TopK
+from sparsesteer.activations import Activation, Gated, JumpReLU, ReLU, Slots, TopK
 from sparsesteer.decoding import fold_decoder
-from sparsesteer.loaders.saelens import CONFIG, STATISTICS, WEIGHTS
+from sparsesteer.loaders.saelens import CONFIG, SLOTS_REST, STATISTICS, WEIGHTS
 from sparsesteer.loaders.saelens_config import SITE
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ def save(sae: "SAE", path: str | os.PathLike) -> Path:
     """Write ``cfg.json`` and ``sae_weights.safetensors`` into a new folder, which is complete or not there at all.
 
     Decoder norms that activations are in units of are folded into the weights, but for TopK, for which SAELens has a
-    rule. ``feature_maximum`` and explanations are written beside them.
+    rule. ``feature_maximum`` and explanations are written beside them. An SAE with slots is written in the same form
+    under an architecture of our own, "slots", which this package alone reads.
 
     Raises:
-        ValueError: an SAE that SAELens has no architecture for: identity, slots, transcoders of TopK or gated, SAEs
-            with a skip connection that are no transcoders.
+        ValueError: an SAE that SAELens has no architecture for: identity, transcoders of TopK, gated or slots, slots
+            behind gated features, SAEs with a skip connection that are no transcoders.
         FileExistsError: there is something at ``path`` already.
     """
     path = Path(path)
@@ -56,6 +57,8 @@ def save(sae: "SAE", path: str | os.PathLike) -> Path:
 def _architecture(sae: "SAE") -> str:
     kinds: dict[type[Activation], str] = {ReLU: "standard", JumpReLU: "jumprelu", TopK: "topk", Gated: "gated"}
     kind = kinds.get(type(sae.activation))
+    if isinstance(sae.activation, Slots) and type(sae.activation.rest) in SLOTS_REST:
+        kind = "slots"
     if sae.transcoder:
         kind = {"standard": "transcoder", "jumprelu": "jumprelu_transcoder"}.get(kind or "")
     skip = sae.W_skip is not None
@@ -86,7 +89,7 @@ def _tensors(sae: "SAE") -> dict[str, Tensor]:
 
 
 def _activation_tensors(sae: "SAE") -> dict[str, Tensor]:
-    activation = sae.activation
+    activation = sae.activation.rest if isinstance(sae.activation, Slots) else sae.activation
     if isinstance(activation, JumpReLU):
         table = torch.float64 if sae.W_enc.dtype == torch.float64 else torch.float32
         return {"threshold": torch.as_tensor(activation.threshold, dtype=table).expand(sae.d_sae)}
@@ -124,4 +127,6 @@ def _configuration(sae: "SAE", architecture: str, dtype: torch.dtype) -> dict:
         config["d_out"] = sae.d_out
     if isinstance(sae.activation, TopK):
         config |= {"k": sae.activation.k, "rescale_acts_by_decoder_norm": sae.rescale_acts_by_decoder_norm}
+    if isinstance(sae.activation, Slots):
+        config |= {"n_slots": sae.activation.n, "rest": SLOTS_REST[type(sae.activation.rest)]}
     return config

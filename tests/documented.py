@@ -25,6 +25,7 @@ NOT_RUN = {
     "sparsesteer bench": "takes minutes; tests/test_benchmarks.py runs it on small shapes",
     "sparsesteer mi": "takes minutes; tests/test_mi_cli.py runs it on a tiny model",
     "sparsesteer spare": "takes an hour; tests/test_spare_study.py runs it on a tiny model",
+    "sparsesteer alignsae": "needs a model that knows the answers; tests/test_alignsae_world.py trains one",
     "sparsesteer serve": "needs vLLM; tests/test_vllm_server.py starts it",
     "make": "is what runs these tests, and takes minutes",
     "pip": "needs a package index; tests/test_release.py installs what is built",

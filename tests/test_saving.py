@@ -95,7 +95,7 @@ def test_from_another_format_and_attention_heads(tmp_path):
 
 REFUSED = {
     "identity": (lambda: make_sae(ss.Identity()), "no architecture for a Identity SAE"),
-    "slots": (lambda: make_sae(every_activation()["slots"]), "no architecture for a Slots SAE"),
+    "slots": (lambda: make_sae(ss.Slots(2, every_activation()["gated"])), "no architecture for a Slots SAE"),
     "topk transcoder": (lambda: transcoder(ss.TopK(3)), "no architecture for a TopK transcoder"),
     "skip": (
         lambda: SAE(W_enc=torch.ones(D, F), W_dec=torch.ones(F, D), W_skip=torch.eye(D), activation=ss.ReLU()),

@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "serve",
     "bench": "bench",
     "spare": "app",
+    "alignsae": "app",
     "mi": "app",
 }
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from sparsesteer.activations import Activation, Gated, JumpReLU, ReLU, TopK
+from sparsesteer.activations import Activation, Gated, Identity, JumpReLU, ReLU, Slots, TopK
 from sparsesteer.loaders.named_tensors import NamedTensors
 from sparsesteer.loaders.saelens_config import SITE, modern_config
 from sparsesteer.loaders.saelens_whitening import WHITENED, fold_whitening
@@ -17,7 +17,8 @@ FILES = "cfg.json and sae_weights.safetensors"
 
 SKIP_TRANSCODERS = ("skip_transcoder", "jumprelu_skip_transcoder")
 TRANSCODERS = ("transcoder", "jumprelu_transcoder", *SKIP_TRANSCODERS)
-ARCHITECTURES = ("standard", "jumprelu", "topk", "gated", *TRANSCODERS)
+ARCHITECTURES = ("standard", "jumprelu", "topk", "gated", "slots", *TRANSCODERS)  # "slots" is ours (AlignSAE)
+SLOTS_REST: dict[type[Activation], str] = {ReLU: "relu", JumpReLU: "jumprelu", Identity: "identity"}
 WEIGHTS, CONFIG, STATISTICS = "sae_weights.safetensors", "cfg.json", "feature_statistics.safetensors"
 _LIVE = "the sae_lens object"
 
@@ -110,6 +111,8 @@ def _activation(architecture: str, config: dict, file: NamedTensors, where: str)
             return TopK(k)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from error
+    if architecture == "slots":
+        return _slots(config, file, where)
     if architecture == "gated":
         return Gated(**{name: file.vector(name) for name in ("b_gate", "b_mag", "r_mag")})
     if config["activation_fn"] != "relu":
@@ -117,6 +120,18 @@ def _activation(architecture: str, config: dict, file: NamedTensors, where: str)
             f"{where}: activation function {config['activation_fn']!r} is not supported; relu and topk are"
         )
     return ReLU()
+
+
+def _slots(config: dict, file: NamedTensors, where: str) -> Slots:
+    """The last n features linear, the others of the activation that the configuration calls their rest."""
+    count, name = config.get("n_slots"), config.get("rest")
+    if name not in SLOTS_REST.values():
+        raise ValueError(f"{where}: the rest of slots should be one of {', '.join(SLOTS_REST.values())}, got {name!r}")
+    rest = JumpReLU(file.vector("threshold")) if name == "jumprelu" else ReLU() if name == "relu" else Identity()
+    try:
+        return Slots(count, rest)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _site(config: dict) -> Site:
