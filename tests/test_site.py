@@ -33,7 +33,9 @@ def site(tmp_path_factory):
 
 
 def test_it_has_every_page(site):
-    pages = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    sources = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")]
+    # a folder's README is its first page
+    pages = {path.with_name("index.html" if path.stem == "README" else f"{path.stem}.html") for path in sources}
     assert pages | {Path(f"{name}.html") for name in ("readme", "changelog", "contributing")} <= {
         path.relative_to(site) for path in site.rglob("*.html")
     }
