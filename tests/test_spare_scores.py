@@ -43,6 +43,12 @@ def test_nothing_of_a_kind_is_nan_and_one_seed_has_no_spread():
     assert math.isnan(share([np.array([True, False])], [np.ones(2, bool)], [["a", "b"]]).sd)
 
 
+def test_a_share_and_a_difference_of_nothing_asked_are_nan():
+    nothing = [np.zeros(0, dtype=bool)]
+    assert np.isnan(share(nothing, nothing, [[]]).mean) and share(nothing, nothing, [[]]).n == 0
+    assert np.isnan(difference(nothing, nothing, [[]])).all()
+
+
 def test_intervals_draw_questions_with_all_their_conflicts_and_seeds():
     random = np.random.RandomState(3)
     questions = 3 * [[f"q{i // 5}" for i in range(200)]]

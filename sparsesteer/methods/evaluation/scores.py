@@ -103,7 +103,7 @@ def by_question(values: Sequence[NDArray], questions: Questions) -> NDArray[np.f
     """Sums [S, Q] of values [n] of S seeds, over the conflicts of each question that any seed asks."""
     numbers: dict[Hashable, int] = {}
     places = [[numbers.setdefault(question, len(numbers)) for question in some] for some in questions]
-    return np.array([np.bincount(p, weights=v, minlength=len(numbers)) for p, v in zip(places, values, strict=True)])
+    return np.array([np.bincount(np.array(p, dtype=int), v, len(numbers)) for p, v in zip(places, values, strict=True)])
 
 
 def as_json(found: Mapping[str, Measured]) -> dict[str, dict]:
@@ -115,6 +115,8 @@ def as_json(found: Mapping[str, Measured]) -> dict[str, dict]:
 
 def _resamples(n: int, seed: int) -> NDArray[np.float64]:
     """How often each of n is drawn, [N_RESAMPLES, n]."""
+    if not n:
+        return np.zeros((N_RESAMPLES, 0))
     return np.random.RandomState(seed).multinomial(n, np.full(n, 1 / n), size=N_RESAMPLES).astype(float)
 
 
