@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sparsesteer.generation import as_text
+from sparsesteer.methods.reading import LastColumn, check_generates, left_padded, padding_of, stops_of
 from sparsesteer.model.places import Place, Stage
 
 
@@ -23,19 +24,12 @@ class Answerer:
     """
 
     def __init__(self, model: Any, tokenizer: Any, max_new_tokens: int = 12) -> None:
-        if not callable(getattr(model, "generate", None)):
-            raise TypeError(
-                f"AlignSAE: the model should be one of transformers that generates, got {type(model).__name__}"
-            )
-        if model.training:
-            raise ValueError("AlignSAE: the model is in training mode; call model.eval()")
+        check_generates("AlignSAE", model)
         if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
             raise ValueError(f"AlignSAE: max_new_tokens should be a positive whole number, got {max_new_tokens!r}")
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
         self.device = next(model.parameters()).device
-        known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        self.padding = next(each for each in known if each is not None)
-        self.stops = _stops(model, tokenizer)
+        self.padding, self.stops = padding_of(tokenizer), stops_of(model, tokenizer)
 
     def answers(self, prompts: Sequence[str], batch_size: int = 64) -> list[str]:
         """The first line of what follows each prompt."""
@@ -71,12 +65,14 @@ class Answerer:
         states: dict[Any, Tensor] = {}
         with torch.no_grad(), ExitStack() as hooks:
             for site, place in places.items():
-                hooks.callback(place.attach(_Last(states, site, place.path, ids.shape).read, Stage.AFTER))
+                hooks.callback(
+                    place.attach(LastColumn("AlignSAE", states, site, place.path, ids.shape).read, Stage.AFTER)
+                )
             self.model(input_ids=ids, attention_mask=mask, **self._positions(mask), use_cache=False)
         absent = [place.path for site, place in places.items() if site not in states]
         if absent:
             raise RuntimeError(f"AlignSAE: {absent[0]} did not run while the model read the prompts")
-        return states
+        return {site: state.float() for site, state in states.items()}
 
     def first_tokens(self, answers: Iterable[str]) -> list[int]:
         """The token that each answer begins with, behind a space."""
@@ -94,40 +90,10 @@ class Answerer:
         rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
         if not all(rows):
             raise ValueError("AlignSAE: a prompt is empty: it has no tokens")
-        width = max(map(len, rows))
-        ids = torch.tensor([[self.padding] * (width - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        return ids, mask
+        return left_padded(rows, self.padding, self.device)
 
     def _positions(self, mask: Tensor) -> dict[str, Tensor]:
         """Positions that padding does not count in, where the model takes them; ``generate`` makes its own."""
         if "position_ids" not in inspect.signature(self.model.forward).parameters:
             return {}
         return {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
-
-
-class _Last:
-    """Keeps the last column of the first call that passes a place."""
-
-    def __init__(self, states: dict[Any, Tensor], site: Any, path: str, shape: Sequence[int]) -> None:
-        self.states, self.site, self.path, self.shape = states, site, path, tuple(shape)
-
-    def read(self, h: Tensor) -> Tensor:
-        if self.site not in self.states:
-            if tuple(h.shape[:2]) != self.shape:
-                raise RuntimeError(
-                    f"AlignSAE: {self.path} saw {list(h.shape[:2])} tokens of prompts of {list(self.shape)}; only "
-                    "places that see every token of a prompt in one call can be read"
-                )
-            self.states[self.site] = h[:, -1].detach().flatten(1).float().cpu().clone()
-        return h
-
-
-def _stops(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer: the model's own, and a line break."""
-    given = getattr(model.generation_config, "eos_token_id", None)
-    stops = list(given) if isinstance(given, list | tuple) else [given]
-    ids = tokenizer("\n", add_special_tokens=False)["input_ids"]
-    if ids and "\n" in tokenizer.decode(ids[-1:]):
-        stops.append(ids[-1])
-    return sorted({stop for stop in stops if stop is not None})

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsesteer.generation import as_text
+from sparsesteer.methods.reading import left_padded, padding_of
 
 
 def padded(
@@ -30,15 +31,8 @@ def padded(
         for prompt in prompts
     ]
     rows = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    width, padding = max(map(len, rows)), padding_of(tokenizer)
-    ids = torch.tensor([[padding] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    ids, mask = left_padded(rows, padding_of(tokenizer), device)
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def padding_of(tokenizer: Any) -> int:
-    """The token that fills rows up."""
-    return next(each for each in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if each is not None)
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 
 from sparsesteer.generation import as_text
 from sparsesteer.methods.evaluation.json_lines import JsonLines
-from sparsesteer.methods.safety.answering import padding_of
+from sparsesteer.methods.reading import padding_of
 from sparsesteer.methods.safety.controls import Control
 
 

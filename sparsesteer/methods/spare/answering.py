@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsesteer.generation import as_text
+from sparsesteer.methods.reading import LastColumn, check_generates, left_padded, padding_of, stops_of
 from sparsesteer.methods.spare.conflicts import Conflict
 from sparsesteer.model.places import Place, Stage
 
@@ -20,17 +21,12 @@ class Answerer:
     """One model and tokenizer, with the places whose states are read."""
 
     def __init__(self, model: Any, tokenizer: Any, places: Mapping[Any, Place], max_new_tokens: int) -> None:
-        if not callable(getattr(model, "generate", None)):
-            raise TypeError(
-                f"SPARE: the model should be one of transformers that generates, got {type(model).__name__}"
-            )
-        if model.training:
-            raise ValueError("SPARE: the model is in training mode, where dropout changes answers; call model.eval()")
+        check_generates("SPARE", model)
         self.model, self.tokenizer, self.places = model, tokenizer, places
         self.max_new_tokens = max_new_tokens
         self.device = next(model.parameters()).device
-        self.padding = _first_known(tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        self.stops = _stops(model, tokenizer)
+        self.padding = padding_of(tokenizer)
+        self.stops = stops_of(model, tokenizer)
 
     @torch.no_grad()
     def answers(
@@ -64,7 +60,7 @@ class Answerer:
         seen = len(batch.ids), batch.ids.shape[1] - batch.n_cached
         with ExitStack() as hooks:
             for site, place in self.places.items():
-                hooks.callback(place.attach(_Reader(states, site, place.path, seen).read, Stage.AFTER))
+                hooks.callback(place.attach(LastColumn("SPARE", states, site, place.path, seen).read, Stage.AFTER))
             lines = self._written(batch, options)
         for site, place in self.places.items():
             if site not in states:
@@ -107,11 +103,7 @@ class Answerer:
 
     def padded(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(ids, attention mask) [B, T] of prompts, padded on the left."""
-        rows = [self.tokenizer(prompt)["input_ids"] for prompt in prompts]
-        width = max(map(len, rows))
-        ids = torch.tensor([[self.padding] * (width - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
-        return ids, mask
+        return left_padded([self.tokenizer(prompt)["input_ids"] for prompt in prompts], self.padding, self.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,36 +114,3 @@ class Begun:
     mask: Tensor
     cache: Any = None
     n_cached: int = 0
-
-
-class _Reader:
-    """Keeps the last column of what passes a place first: the prompts, padded on the left."""
-
-    def __init__(self, states: dict[Any, Tensor], site: Any, path: str, shape: Sequence[int]) -> None:
-        self.states, self.site, self.path, self.shape = states, site, path, tuple(shape)
-
-    def read(self, h: Tensor) -> Tensor:
-        if self.site not in self.states:
-            if tuple(h.shape[:2]) != self.shape:
-                raise RuntimeError(
-                    f"SPARE: {self.path} saw {list(h.shape[:2])} tokens of prompts of {list(self.shape)}; only places "
-                    "that see every token of a prompt in one call can be read"
-                )
-            last = h[:, -1].detach().flatten(1)  # TransformerLens shows heads
-            self.states[self.site] = last.to("cpu", torch.promote_types(last.dtype, torch.float32), copy=True)
-        return h
-
-
-def _stops(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer: the model's own, and the line break, behind which nothing is read."""
-    given = getattr(model.generation_config, "eos_token_id", None)
-    stops = list(given) if isinstance(given, list | tuple) else [given]
-    for text in ("\n", "\n\n"):
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if ids and "\n" in tokenizer.decode(ids[-1:]):
-            stops.append(ids[-1])
-    return sorted({stop for stop in stops if stop is not None})
-
-
-def _first_known(*ids: int | None) -> int:
-    return next(each for each in ids if each is not None)
