@@ -17,7 +17,8 @@ import pytest
 import serving_cases
 from serving_cases import expected, prompts, tiny_llama, write_saes
 
-from sparsesteer.serving import register, vllm_plugin
+import sparsesteer as ss
+from sparsesteer.serving import ServedSpec, SpecStore, register, status, vllm_plugin
 
 WHY_NOT = Path(__file__).resolve().parents[1] / ".venv-vllm" / "why_not"
 vllm = pytest.importorskip(
@@ -98,3 +99,28 @@ def refusal(llm, wish):
     except Exception as error:
         return str(error)
     return "nothing"
+
+
+def check_served(files, folder, plans, sites, wishes, positions, new_tokens=12):
+    """Plans by name, served out of a folder: a request for one gets what Hugging Face generates under the hook.
+
+    Everything is asked twice, the second time from the prefix cache.
+    """
+    for name, plan in plans.items():
+        SpecStore(folder).add(ServedSpec(plan, positions), name)
+    given = prompts(len(wishes), 20, 90)
+    steering = {"specs": str(folder)}
+    model, declared = files[0], {"model": files[1]["model"], "sites": sites}
+    with engine(declared, steering=steering, specs={}, max_num_batched_tokens=64) as llm:
+        for _ in range(2):
+            found = tokens(generate(llm, given, wishes, new_tokens))
+            for prompt, wish, got in zip(given, wishes, found, strict=True):
+                plain = expected(model, prompt, None, new_tokens)
+                if wish is None:
+                    assert got == plain
+                    continue
+                name, _, strength = wish.partition("@")
+                with ss.steer(model, plans[name], float(strength or 1), positions=positions):
+                    want = expected(model, prompt, None, new_tokens)
+                assert got == want != plain
+        assert status(llm)["unsteered_requests"] == 0
