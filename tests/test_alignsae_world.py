@@ -1,6 +1,7 @@
 """examples/alignsae_biographies, whole: thirty people, a language model that knows them, swaps, a report."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "alignsae_biographies" / "run.py"
+
+# behind the first block, which is best in this small a model: the answer stands in the state soon after
+THIRTY = "--people 30 --steps 220 --layers 4 --scan 0 --epochs 150 --two-hop-layers"
 
 pytestmark = pytest.mark.slow
 
@@ -21,18 +25,16 @@ def run(folder, *options):
 
 
 def environment():
-    import os
-
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def test_thirty_people_from_an_empty_folder(tmp_path):
     found = run(
-        tmp_path, *"--people 30 --steps 220 --layers 4 --scan 1 --epochs 150 --two-hop-layers".split()
+        tmp_path, *THIRTY.split()
     )["biographies"]  # fmt: skip
     assert found["language_model"]["train"] > 0.9
     (binding,) = found["binding"]
-    assert binding["trained_wording"]["diagonal"] > 0.9
+    assert binding["trained_wording"]["diagonal"] > 0.95
     test = found["test"]
     swaps = {name: test[name]["trained_wording"]["strict"]["mean"] for name in test}
     assert swaps["slot"] > 0.5 > swaps["control_random_direction"] and swaps["slot"] > swaps["control_random_slot"]
@@ -40,9 +42,7 @@ def test_thirty_people_from_an_empty_folder(tmp_path):
     assert {"README.md", "report.json", "confusion.svg", "layers.svg", "alphas.svg"} <= names
     assert "## Swaps" in (tmp_path / "README.md").read_text()
     before = (tmp_path / "README.md").read_text()
-    run(
-        tmp_path, *"--people 30 --steps 220 --layers 4 --scan 1 --epochs 150 --two-hop-layers".split()
-    )  # reads what is there
+    run(tmp_path, *THIRTY.split())  # reads what is there
     assert (tmp_path / "README.md").read_text() == before
 
 
