@@ -46,6 +46,7 @@ def test_thirty_people_from_an_empty_folder(tmp_path):
     assert (tmp_path / "README.md").read_text() == before
 
 
+@pytest.mark.xfail(strict=True, reason="slots of chains are not bound yet, see docs/methods/alignsae.md")
 def test_chains_from_an_empty_folder(tmp_path):
     options = "--people 12 --steps 60 --width 64 --layers 2 --scan 1 --entities 6 --chains 400 --two-hop-steps 150"
     found = run(tmp_path, *options.split(), "--two-hop-layers", "1")["two_hop"]
